@@ -1,0 +1,3 @@
+//! The model-agnostic inference engine.
+
+pub mod text;

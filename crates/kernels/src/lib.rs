@@ -1,0 +1,1 @@
+//! Compute that the tensor libraries lack.
