@@ -1,3 +1,30 @@
 //! The model-agnostic inference engine.
+//!
+//! It turns requests into steps of a model and a model's logits into text: requests, scheduling, cache
+//! accounting, sampling, stop rules, tokenizer, chat template, and the thread that drives a model. It must
+//! never know a tensor library, a wire format, the process environment or a model's name.
+//!
+//! In reading order: [`request`] and [`event`] are what goes in and out; [`backend`], [`plugin`] and [`model`]
+//! are the three seams; [`kv`] keeps the accounts of cache memory.
 
+pub mod backend;
+pub mod config;
+pub mod error;
+pub mod event;
+pub mod ids;
+pub mod kv;
+pub mod model;
+pub mod plugin;
+pub mod registry;
+pub mod request;
+pub mod stats;
 pub mod text;
+
+pub use backend::{Backend, BackendInfo, EventSink, EventStream};
+pub use config::{CacheBudget, CacheConfig, EngineConfig};
+pub use error::{LoadError, RequestError, StepError, SubmitError, Violation, Violations};
+pub use ids::{BlockId, RequestId, SeqId, SlotId, TokenId};
+pub use kv::{CachePlan, CacheSpec};
+pub use model::CausalLm;
+pub use plugin::{Checkpoint, Dtype, LoadProgress, LoadRequest, ModelPlugin};
+pub use registry::Registry;

@@ -1,0 +1,160 @@
+//! The seam between the server and a source of tokens and embeddings.
+
+use std::sync::{Arc, OnceLock};
+
+use async_trait::async_trait;
+use tokio::sync::{mpsc, watch};
+
+use crate::error::{RequestError, SubmitError};
+use crate::event::Event;
+use crate::ids::TokenId;
+use crate::request::{Pooling, Request, RequestLimits, SamplingOptions};
+use crate::stats::EngineStats;
+use crate::text::{ChatTemplate, Tokenizer};
+
+/// A source of tokens and embeddings: the server's only view of a model.
+#[async_trait]
+pub trait Backend: Send + Sync {
+    /// Names, limits and features, fixed at load.
+    fn info(&self) -> &BackendInfo;
+
+    /// Takes a request or refuses it, at once. Dropping the stream cancels the request.
+    fn submit(&self, request: Request) -> Result<EventStream, SubmitError>;
+
+    /// Load and health, as they change. The sender is gone when the backend is dead.
+    fn stats(&self) -> watch::Receiver<EngineStats>;
+
+    /// Admits no more and returns when everything admitted has ended.
+    async fn drain(&self);
+}
+
+/// What is fixed of a backend once its model is loaded.
+#[derive(Clone, Debug)]
+pub struct BackendInfo {
+    /// Served name.
+    pub name: String,
+    /// The plugin that loaded it.
+    pub plugin: &'static str,
+    /// As in the checkpoint's config.json.
+    pub architecture: String,
+    /// Number of weights.
+    pub parameters: u64,
+    /// Element type of the weights in memory.
+    pub dtype: String,
+    /// Of the weights, `none` where there is none.
+    pub quantization: String,
+    /// Where it runs.
+    pub device: String,
+    /// Width of the logits.
+    pub vocab_size: usize,
+    /// Width of an embedding.
+    pub hidden_size: usize,
+    /// Longest prompt and completion accepted, together, in tokens.
+    pub max_context: usize,
+    /// What [`Pooling`] suits the model.
+    pub default_pooling: Pooling,
+    /// What the checkpoint says of sampling.
+    pub default_sampling: SamplingOptions,
+    /// Completion length when the request says nothing; absent: what the context leaves.
+    pub default_max_tokens: Option<u32>,
+    /// What a request may ask for.
+    pub limits: RequestLimits,
+    /// Tokens that end a completion.
+    pub eos_token_ids: Vec<TokenId>,
+    /// First token of a prompt, where the model has one.
+    pub bos_token_id: Option<TokenId>,
+    /// Padding, where the model has one.
+    pub pad_token_id: Option<TokenId>,
+    /// Text to tokens and back.
+    pub tokenizer: Arc<Tokenizer>,
+    /// Absent: no chat.
+    pub chat_template: Option<Arc<ChatTemplate>>,
+    /// Weights digest, quantisation and build.
+    pub fingerprint: String,
+}
+
+/// The events of one request. Dropping it cancels the request.
+#[derive(Debug)]
+pub struct EventStream {
+    events: mpsc::Receiver<Event>,
+    failure: Arc<OnceLock<RequestError>>,
+    ended: bool,
+}
+
+impl EventStream {
+    /// The next event; `None` after the terminal one.
+    ///
+    /// A backend that vanished without a terminal event ends the stream with
+    /// [`RequestError::EngineStopped`].
+    pub async fn next(&mut self) -> Option<Event> {
+        if self.ended {
+            return None;
+        }
+        match self.events.recv().await {
+            Some(Event::Failed(error)) => {
+                self.ended = true;
+                Some(Event::Failed(error))
+            }
+            Some(event) => Some(event),
+            None => {
+                self.ended = true;
+                self.failure.get().cloned().map(Event::Failed)
+            }
+        }
+    }
+}
+
+/// The sending end of an [`EventStream`]. Never waits.
+#[derive(Debug)]
+pub struct EventSink {
+    events: mpsc::Sender<Event>,
+    failure: Arc<OnceLock<RequestError>>,
+}
+
+/// Nobody takes events any more: the client has gone or fell too far behind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Closed;
+
+impl EventSink {
+    /// A sink and its stream, with room for `capacity` unread events.
+    pub fn channel(capacity: usize) -> (Self, EventStream) {
+        let (tx, rx) = mpsc::channel(capacity);
+        let failure = Arc::new(OnceLock::new());
+        let sink = Self {
+            events: tx,
+            failure: failure.clone(),
+        };
+        (
+            sink,
+            EventStream {
+                events: rx,
+                failure,
+                ended: false,
+            },
+        )
+    }
+
+    /// Hands over an event. A reader that fell too far behind is cut off with [`RequestError::SlowClient`].
+    pub fn send(&self, event: Event) -> Result<(), Closed> {
+        match self.events.try_send(event) {
+            Ok(()) => Ok(()),
+            Err(mpsc::error::TrySendError::Closed(_)) => Err(Closed),
+            Err(mpsc::error::TrySendError::Full(_)) => {
+                self.fail(RequestError::SlowClient {
+                    pending: self.events.max_capacity(),
+                });
+                Err(Closed)
+            }
+        }
+    }
+
+    /// Makes `error` the stream's last event, behind what is already in it. The first failure counts.
+    pub fn fail(&self, error: RequestError) {
+        let _ = self.failure.set(error);
+    }
+
+    /// Whether the stream was dropped.
+    pub fn is_closed(&self) -> bool {
+        self.events.is_closed()
+    }
+}

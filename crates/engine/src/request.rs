@@ -1,0 +1,267 @@
+//! Requests, which can only be made valid.
+//!
+//! What a client may leave out is `Option` in [`SamplingOptions`] and its neighbours; [`SamplingParams`] and its
+//! neighbours are what is left when defaults are filled in and every bound is checked.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use crate::error::{Violation, Violations};
+use crate::ids::{RequestId, TokenId};
+
+mod sampling;
+mod stopping;
+
+pub use sampling::{SamplingOptions, SamplingParams};
+pub use stopping::{StoppingOptions, StoppingParams};
+
+/// Most tokens whose log-probability is reported per place.
+pub const MAX_LOGPROBS: u32 = 20;
+
+/// What a backend is asked to do.
+#[derive(Clone, Debug)]
+pub enum Request {
+    /// Complete a prompt.
+    Generate(Box<GenerateRequest>),
+    /// Make a vector of an input.
+    Embed(EmbedRequest),
+}
+
+impl Request {
+    /// Its name.
+    pub fn id(&self) -> &RequestId {
+        match self {
+            Self::Generate(r) => &r.id,
+            Self::Embed(r) => &r.id,
+        }
+    }
+
+    /// Its prompt or input.
+    pub fn tokens(&self) -> &[TokenId] {
+        match self {
+            Self::Generate(r) => &r.prompt,
+            Self::Embed(r) => &r.tokens,
+        }
+    }
+}
+
+/// Complete a prompt.
+#[derive(Clone, Debug)]
+pub struct GenerateRequest {
+    /// Name in logs and traces.
+    pub id: RequestId,
+    /// The prompt, not empty.
+    pub prompt: Vec<TokenId>,
+    /// How tokens are chosen.
+    pub sampling: SamplingParams,
+    /// When completions end.
+    pub stopping: StoppingParams,
+    /// What is reported.
+    pub output: OutputOptions,
+    /// Lower runs first.
+    pub priority: i32,
+    /// When the request reached the server; queue time counts from here.
+    pub arrived: Instant,
+}
+
+/// Make a vector of an input.
+#[derive(Clone, Debug)]
+pub struct EmbedRequest {
+    /// Name in logs and traces.
+    pub id: RequestId,
+    /// The input, not empty.
+    pub tokens: Vec<TokenId>,
+    /// How token vectors become one.
+    pub pooling: Pooling,
+    /// Lower runs first.
+    pub priority: i32,
+    /// When the request reached the server.
+    pub arrived: Instant,
+}
+
+/// How token vectors, after the final norm, become one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pooling {
+    /// The last token's.
+    Last,
+    /// The mean.
+    Mean,
+    /// The mean weighted by position, counted from 1.
+    WeightedMean,
+    /// The first token's.
+    First,
+    /// No pooling: one vector per token.
+    None,
+}
+
+/// What is reported of each completion.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OutputOptions {
+    /// Report generated tokens' log-probabilities, with this many likeliest ones each.
+    pub logprobs: Option<u32>,
+    /// The same for the prompt's tokens.
+    pub prompt_logprobs: Option<u32>,
+    /// Report token ids.
+    pub token_ids: bool,
+    /// Report text.
+    pub text: bool,
+    /// Leave special tokens out of the text.
+    pub skip_special_tokens: bool,
+    /// Tokens per event, at least 1.
+    pub stream_interval: u32,
+}
+
+impl Default for OutputOptions {
+    fn default() -> Self {
+        Self {
+            logprobs: None,
+            prompt_logprobs: None,
+            token_ids: false,
+            text: true,
+            skip_special_tokens: true,
+            stream_interval: 1,
+        }
+    }
+}
+
+impl OutputOptions {
+    /// Checks the bounds.
+    pub fn validate(self) -> Result<Self, Violations> {
+        let mut check = Checks::default();
+        for (field, value) in [
+            ("output.logprobs", self.logprobs),
+            ("output.prompt_logprobs", self.prompt_logprobs),
+        ] {
+            let value = value.unwrap_or(0);
+            check.that(value <= MAX_LOGPROBS, field, || {
+                format!("must be at most {MAX_LOGPROBS}, got {value}")
+            });
+        }
+        check.that(self.stream_interval >= 1, "output.stream_interval", || {
+            "must be at least 1, got 0".into()
+        });
+        check.finish(self)
+    }
+}
+
+/// Gathers violations, so that a client learns of all of them at once.
+#[derive(Default)]
+struct Checks(Vec<Violation>);
+
+impl Checks {
+    fn that(&mut self, holds: bool, field: &str, message: impl FnOnce() -> String) {
+        if !holds {
+            self.0.push(Violation::new(field, message()));
+        }
+    }
+
+    fn finish<T>(self, valid: T) -> Result<T, Violations> {
+        if self.0.is_empty() {
+            Ok(valid)
+        } else {
+            Err(Violations(self.0))
+        }
+    }
+}
+
+/// What a request may ask for, whatever the model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RequestLimits {
+    /// Completions of one prompt.
+    pub max_n: u32,
+    /// Completions times `max_tokens`.
+    pub max_total_tokens: u64,
+    /// Stop strings.
+    pub max_stop_strings: usize,
+    /// Bytes of one stop string.
+    pub max_stop_bytes: usize,
+    /// Entries of `logit_bias`, `allowed_token_ids`, `bad_token_ids` or `stop_token_ids`, each.
+    pub max_token_list: usize,
+}
+
+impl Default for RequestLimits {
+    fn default() -> Self {
+        Self {
+            max_n: 16,
+            max_total_tokens: 1 << 20,
+            max_stop_strings: 64,
+            max_stop_bytes: 1024,
+            max_token_list: 4096,
+        }
+    }
+}
+
+/// Checks a list of token ids against the vocabulary.
+pub(crate) fn check_token_ids(
+    field: &str,
+    ids: impl IntoIterator<Item = TokenId>,
+    vocab_size: usize,
+) -> Result<(), Violation> {
+    match ids
+        .into_iter()
+        .enumerate()
+        .find(|(_, id)| *id as usize >= vocab_size)
+    {
+        None => Ok(()),
+        Some((at, id)) => Err(Violation::new(
+            format!("{field}[{at}]"),
+            format!("token id {id} is not in the vocabulary of {vocab_size}"),
+        )),
+    }
+}
+
+impl GenerateRequest {
+    /// Checks what depends on the model: token ids and the context.
+    pub fn check_against(&self, vocab_size: usize, max_context: usize) -> Result<(), Violations> {
+        let mut violations = check_prompt(
+            "token_ids.ids",
+            &self.prompt,
+            vocab_size,
+            max_context.saturating_sub(1),
+        );
+        let bias: Vec<TokenId> = self.sampling.logit_bias.keys().copied().collect();
+        for (field, ids) in [
+            ("sampling.logit_bias", &bias),
+            ("sampling.allowed_token_ids", &self.sampling.allowed_token_ids),
+            ("sampling.bad_token_ids", &self.sampling.bad_token_ids),
+            ("stopping.stop_token_ids", &self.stopping.stop_token_ids),
+        ] {
+            violations.extend(check_token_ids(field, ids.iter().copied(), vocab_size).err());
+        }
+        if violations.is_empty() {
+            Ok(())
+        } else {
+            Err(Violations(violations))
+        }
+    }
+}
+
+impl EmbedRequest {
+    /// Checks what depends on the model: token ids and the context.
+    pub fn check_against(&self, vocab_size: usize, max_context: usize) -> Result<(), Violations> {
+        let violations = check_prompt("token_ids.ids", &self.tokens, vocab_size, max_context);
+        if violations.is_empty() {
+            Ok(())
+        } else {
+            Err(Violations(violations))
+        }
+    }
+}
+
+fn check_prompt(field: &str, prompt: &[TokenId], vocab_size: usize, max_tokens: usize) -> Vec<Violation> {
+    let mut violations = Vec::new();
+    if prompt.is_empty() {
+        violations.push(Violation::new("prompt", "must not be empty"));
+    }
+    if prompt.len() > max_tokens {
+        let message = format!(
+            "prompt has {} tokens, the model accepts {max_tokens}",
+            prompt.len()
+        );
+        violations.push(Violation::new("prompt", message));
+    }
+    violations.extend(check_token_ids(field, prompt.iter().copied(), vocab_size).err());
+    violations
+}
+
+type LogitBias = BTreeMap<TokenId, f32>;
