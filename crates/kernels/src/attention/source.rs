@@ -1,0 +1,77 @@
+//! Where the row of a position is: in the cache, or among the rows not yet written.
+
+use crate::buffer::Buffer;
+use crate::element::Element;
+use crate::kv::{KeysValues, KvShape, round_into};
+use crate::threads::{Shared, Threads};
+
+use super::{Layout, Span, Unit};
+
+/// The cache, and new rows beside it.
+pub(super) struct Source<'a, E> {
+    pub(super) shape: KvShape,
+    pub(super) cache: &'a KeysValues<E>,
+    pub(super) fresh: Option<&'a Fresh<E>>,
+}
+
+/// New rows of all spans, rounded to the cache's type.
+pub(super) struct Fresh<E> {
+    k: Buffer<E>,
+    v: Buffer<E>,
+}
+
+impl<E: Element> Fresh<E> {
+    pub(super) fn round(threads: &Threads, k: &[f32], v: &[f32]) -> Self {
+        const VALUES_PER_TASK: usize = 1 << 14;
+        let rounded = |from: &[f32]| {
+            let mut to = Buffer::<E>::zeroed(from.len());
+            let shared = Shared::new(&mut to);
+            threads.for_each(from.len().div_ceil(VALUES_PER_TASK), |task| {
+                let start = task * VALUES_PER_TASK;
+                let from = &from[start..from.len().min(start + VALUES_PER_TASK)];
+                // SAFETY: each task has a range of its own.
+                let to = unsafe { std::slice::from_raw_parts_mut(shared.ptr().add(start), from.len()) };
+                round_into(from, to);
+            });
+            to
+        };
+        Self {
+            k: rounded(k),
+            v: rounded(v),
+        }
+    }
+}
+
+impl<E: Element> Source<'_, E> {
+    /// The key and the value row of a position that the unit's queries see, for its head: `head_dim` values each.
+    pub(super) fn row(&self, unit: &Unit<'_>, position: usize) -> (&[E], &[E]) {
+        let head_dim = self.shape.head_dim;
+        match (self.fresh, unit.span.layout) {
+            (Some(fresh), Layout::Ring { .. }) if position >= unit.span.start => {
+                let row = unit.first_row + position - unit.span.start;
+                let start = row * self.shape.row_len() + unit.kv_head * head_dim;
+                (&fresh.k[start..][..head_dim], &fresh.v[start..][..head_dim])
+            }
+            _ => {
+                let (block, row) = place(&self.shape, unit.span, position);
+                let start = self.shape.offset(block, unit.kv_head, row);
+                (
+                    &self.cache.k[start..][..head_dim],
+                    &self.cache.v[start..][..head_dim],
+                )
+            }
+        }
+    }
+}
+
+/// Block of the cache and row of the block that a position has.
+pub(super) fn place(shape: &KvShape, span: &Span<'_>, position: usize) -> (usize, usize) {
+    let row = match span.layout {
+        Layout::Paged => position,
+        Layout::Ring { rows, .. } => position % rows,
+    };
+    (
+        span.blocks[row / shape.block_tokens] as usize,
+        row % shape.block_tokens,
+    )
+}

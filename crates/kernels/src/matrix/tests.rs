@@ -1,0 +1,137 @@
+//! Products of every format against a plain sum in f64, and against each other.
+
+use super::*;
+use crate::threads::all_for_tests;
+
+/// Numbers from -1 to 1 that look random, the same for the same seed.
+pub(crate) fn noise(seed: u32, len: usize) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(2_654_435_761) | 1;
+    let next = || {
+        state ^= state << 13;
+        state ^= state >> 17;
+        state ^= state << 5;
+        (state >> 8) as f32 / 8_388_608.0 - 1.0
+    };
+    std::iter::repeat_with(next).take(len).collect()
+}
+
+fn matrices(threads: &Threads, rows: usize, cols: usize) -> Vec<Matrix> {
+    let w = noise(7, rows * cols);
+    vec![
+        Matrix::from_f32(threads, rows, cols, &w),
+        Matrix::from_bf16(
+            threads,
+            rows,
+            cols,
+            &w.iter().map(|&x| bf16::from_f32(x)).collect::<Vec<_>>(),
+        ),
+        Matrix::from_f16(
+            threads,
+            rows,
+            cols,
+            &w.iter().map(|&x| f16::from_f32(x)).collect::<Vec<_>>(),
+        ),
+    ]
+}
+
+/// The product in f64, and the sum of the products' magnitudes, which rounding errors are proportional to.
+fn reference(w: &[f32], x: &[f32], cols: usize) -> Vec<(f64, f64)> {
+    let rows_of_x = x.chunks_exact(cols);
+    let products = rows_of_x.flat_map(|x| {
+        w.chunks_exact(cols).map(move |w| {
+            let terms = w.iter().zip(x).map(|(&w, &x)| f64::from(w) * f64::from(x));
+            terms.fold((0.0, 0.0), |(sum, size), term| (sum + term, size + term.abs()))
+        })
+    });
+    products.collect()
+}
+
+const SHAPES: [(usize, usize); 12] = [
+    (1, 1),
+    (1, 300),
+    (300, 1),
+    (16, 256),
+    (17, 257),
+    (15, 255),
+    (63, 64),
+    (65, 31),
+    (64, 513),
+    (130, 96),
+    (5, 7),
+    (160, 1000),
+];
+
+#[test]
+fn products_are_those_of_plain_arithmetic() {
+    for threads in all_for_tests() {
+        for (rows, cols) in SHAPES {
+            for matrix in matrices(&threads, rows, cols) {
+                let w = matrix.dequantize();
+                for m in [1, 2, 3, 5, 6, 7, 12, 13, 29] {
+                    let x = noise(m as u32, m * cols);
+                    let mut out = vec![f32::NAN; m * rows];
+                    matrix.matmul(&threads, &x, &mut out);
+                    for (got, (sum, size)) in out.iter().zip(reference(&w, &x, cols)) {
+                        let error = (f64::from(*got) - sum).abs();
+                        assert!(
+                            error <= 1e-6 * size + 1e-30,
+                            "{:?} [{rows}, {cols}] × {m}: {got}, not {sum}",
+                            matrix.format()
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_row_is_the_same_to_the_bit_alone_in_company_and_on_any_threads() {
+    for (rows, cols) in SHAPES {
+        let m = 200;
+        let x = noise(3, m * cols);
+        for level in crate::Level::ALL.into_iter().filter(|level| level.is_available()) {
+            let [one, two] = [1, 2].map(|n| Threads::with_level(n, level).unwrap());
+            for matrix in matrices(&one, rows, cols) {
+                let mut alone = vec![0.0; m * rows];
+                for (x, out) in x.chunks_exact(cols).zip(alone.chunks_exact_mut(rows)) {
+                    matrix.matmul(&one, x, out);
+                }
+                for threads in [&one, &two] {
+                    for company in [2, 4, 7, 8, 25, 200] {
+                        let mut out = vec![0.0; m * rows];
+                        for (x, out) in x.chunks(company * cols).zip(out.chunks_mut(company * rows)) {
+                            matrix.matmul(threads, x, out);
+                        }
+                        let same = out.iter().zip(&alone).all(|(a, b)| a.to_bits() == b.to_bits());
+                        assert!(
+                            same,
+                            "{:?} [{rows}, {cols}], {company} rows, {level:?}",
+                            matrix.format()
+                        );
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn dequantize_returns_what_was_packed() {
+    let threads = Threads::new(2).unwrap();
+    let w = noise(1, 33 * 19);
+    assert_eq!(Matrix::from_f32(&threads, 33, 19, &w).dequantize(), w);
+}
+
+#[test]
+#[should_panic(expected = "7 values for a [2, 3] weight")]
+fn a_weight_of_the_wrong_length_is_refused() {
+    Matrix::from_f32(&Threads::new(1).unwrap(), 2, 3, &[0.0; 7]);
+}
+
+#[test]
+#[should_panic(expected = "x of 5 and out of 2 values for a [2, 3] weight")]
+fn an_input_of_the_wrong_length_is_refused() {
+    let threads = Threads::new(1).unwrap();
+    Matrix::from_f32(&threads, 2, 3, &[0.0; 6]).matmul(&threads, &[0.0; 5], &mut [0.0; 2]);
+}

@@ -1,0 +1,118 @@
+//! Vectors of sixteen f32 lanes, whatever the CPU's own width: two AVX2 registers, one AVX-512 register, four of
+//! NEON, or an array. With one lane layout everywhere, a kernel written once adds in the same order everywhere.
+
+mod portable;
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
+
+use half::{bf16, f16};
+
+#[cfg(target_arch = "x86_64")]
+pub(crate) use self::avx2::Avx2;
+#[cfg(target_arch = "x86_64")]
+pub(crate) use self::avx512::Avx512;
+#[cfg(target_arch = "aarch64")]
+pub(crate) use self::neon::Neon;
+pub(crate) use self::portable::Portable;
+
+/// Lanes of a vector.
+pub(crate) const LANES: usize = 16;
+
+/// An instruction set. A value of it is the proof that the CPU has it, so operations on registers are safe.
+pub(crate) trait Simd: Copy + Send + Sync {
+    /// Sixteen lanes of f32.
+    type V: Copy;
+
+    /// How many accumulators of a register tile the registers hold, beside the operands.
+    const ACCUMULATORS: usize;
+
+    fn splat(self, x: f32) -> Self::V;
+    fn add(self, a: Self::V, b: Self::V) -> Self::V;
+    fn sub(self, a: Self::V, b: Self::V) -> Self::V;
+    fn mul(self, a: Self::V, b: Self::V) -> Self::V;
+    fn div(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `a · b + c`, rounded once (twice on [`Portable`], where fused arithmetic would be a library call a lane).
+    fn fma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// The greater lane; `b` where one of them is NaN.
+    fn max(self, a: Self::V, b: Self::V) -> Self::V;
+    /// The lesser lane; `b` where one of them is NaN.
+    fn min(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `v` where `x < limit` does not hold, else zero.
+    fn zero_below(self, x: Self::V, limit: f32, v: Self::V) -> Self::V;
+    /// Two to the power of each lane, whole numbers from -126 to 127.
+    fn exp2_whole(self, n: Self::V) -> Self::V;
+    /// Sum of all lanes: halves added to each other until one lane is left.
+    fn reduce_add(self, v: Self::V) -> f32;
+    fn reduce_max(self, v: Self::V) -> f32;
+
+    /// # Safety
+    /// `ptr` is valid for reading sixteen values.
+    unsafe fn load(self, ptr: *const f32) -> Self::V;
+    /// # Safety
+    /// `ptr` is valid for reading sixteen values.
+    unsafe fn load_bf16(self, ptr: *const bf16) -> Self::V;
+    /// # Safety
+    /// `ptr` is valid for reading sixteen values.
+    unsafe fn load_f16(self, ptr: *const f16) -> Self::V;
+    /// # Safety
+    /// `ptr` is valid for writing sixteen values.
+    unsafe fn store(self, ptr: *mut f32, v: Self::V);
+
+    /// The first `n` values from `ptr`, zeros in the other lanes.
+    ///
+    /// # Safety
+    /// `ptr` is valid for reading `n` values, at most sixteen.
+    #[inline(always)]
+    unsafe fn load_first(self, ptr: *const f32, n: usize) -> Self::V {
+        let mut lanes = [0.0; LANES];
+        // SAFETY: `ptr` holds `n` values, says the caller, and `lanes` sixteen.
+        unsafe {
+            std::ptr::copy_nonoverlapping(ptr, lanes.as_mut_ptr(), n);
+            self.load(lanes.as_ptr())
+        }
+    }
+
+    /// Writes the first `n` lanes to `ptr`.
+    ///
+    /// # Safety
+    /// `ptr` is valid for writing `n` values, at most sixteen.
+    #[inline(always)]
+    unsafe fn store_first(self, ptr: *mut f32, v: Self::V, n: usize) {
+        let mut lanes = [0.0; LANES];
+        // SAFETY: `ptr` holds `n` values, says the caller, and `lanes` sixteen.
+        unsafe {
+            self.store(lanes.as_mut_ptr(), v);
+            std::ptr::copy_nonoverlapping(lanes.as_ptr(), ptr, n);
+        }
+    }
+
+    /// e to the power of each lane, within 2 units in the last place; 0 below -87.3, at most e^88, NaN for NaN.
+    #[inline(always)]
+    fn exp(self, x: Self::V) -> Self::V {
+        const LOW: f32 = -87.3;
+        // Adding this rounds to a whole number, as no bits of a fraction are left.
+        const ROUND: f32 = 12_582_912.0;
+        const LN2_HIGH: f32 = 0.693_359_4;
+        const LN2_LOW: f32 = -2.121_944_4e-4;
+        let clamped = self.min(self.splat(88.0), self.max(self.splat(LOW), x));
+        let rounded = self.fma(clamped, self.splat(std::f32::consts::LOG2_E), self.splat(ROUND));
+        let n = self.sub(rounded, self.splat(ROUND));
+        let r = self.fma(n, self.splat(-LN2_HIGH), clamped);
+        let r = self.fma(n, self.splat(-LN2_LOW), r);
+        // e^r on [-ln2/2, ln2/2] as 1 + r + r²·p(r), coefficients of Cephes' expf.
+        let mut p = self.splat(1.987_569_1e-4);
+        for c in [1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5] {
+            p = self.fma(p, r, self.splat(c));
+        }
+        let e = self.add(self.fma(p, self.mul(r, r), r), self.splat(1.0));
+        self.zero_below(x, LOW, self.mul(e, self.exp2_whole(n)))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,166 @@
+//! AVX2 with FMA and F16C: a vector is two registers, lanes 0–7 and 8–15.
+
+use std::arch::x86_64::*;
+
+use half::{bf16, f16};
+
+use super::Simd;
+
+/// Proof that the CPU has AVX2, FMA and F16C.
+#[derive(Clone, Copy)]
+pub(crate) struct Avx2(());
+
+impl Avx2 {
+    /// # Safety
+    /// The CPU has AVX2, FMA and F16C.
+    #[inline(always)]
+    pub(crate) unsafe fn new() -> Self {
+        Self(())
+    }
+}
+
+/// Applies an intrinsic to both halves.
+macro_rules! both {
+    ($intrinsic:ident($($v:ident),+)) => {
+        // SAFETY: the token proves that the CPU has the instruction.
+        unsafe { [$intrinsic($($v[0]),+), $intrinsic($($v[1]),+)] }
+    };
+}
+
+impl Simd for Avx2 {
+    type V = [__m256; 2];
+
+    // Twelve of sixteen registers.
+    const ACCUMULATORS: usize = 6;
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> Self::V {
+        // SAFETY: the token proves that the CPU has the instruction.
+        unsafe { [_mm256_set1_ps(x); 2] }
+    }
+
+    #[inline(always)]
+    fn add(self, a: Self::V, b: Self::V) -> Self::V {
+        both!(_mm256_add_ps(a, b))
+    }
+
+    #[inline(always)]
+    fn sub(self, a: Self::V, b: Self::V) -> Self::V {
+        both!(_mm256_sub_ps(a, b))
+    }
+
+    #[inline(always)]
+    fn mul(self, a: Self::V, b: Self::V) -> Self::V {
+        both!(_mm256_mul_ps(a, b))
+    }
+
+    #[inline(always)]
+    fn div(self, a: Self::V, b: Self::V) -> Self::V {
+        both!(_mm256_div_ps(a, b))
+    }
+
+    #[inline(always)]
+    fn fma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V {
+        both!(_mm256_fmadd_ps(a, b, c))
+    }
+
+    #[inline(always)]
+    fn max(self, a: Self::V, b: Self::V) -> Self::V {
+        both!(_mm256_max_ps(a, b))
+    }
+
+    #[inline(always)]
+    fn min(self, a: Self::V, b: Self::V) -> Self::V {
+        both!(_mm256_min_ps(a, b))
+    }
+
+    #[inline(always)]
+    fn zero_below(self, x: Self::V, limit: f32, v: Self::V) -> Self::V {
+        // SAFETY: the token proves that the CPU has the instructions.
+        unsafe {
+            let limit = _mm256_set1_ps(limit);
+            let below = [
+                _mm256_cmp_ps::<_CMP_LT_OQ>(x[0], limit),
+                _mm256_cmp_ps::<_CMP_LT_OQ>(x[1], limit),
+            ];
+            [_mm256_andnot_ps(below[0], v[0]), _mm256_andnot_ps(below[1], v[1])]
+        }
+    }
+
+    #[inline(always)]
+    fn exp2_whole(self, n: Self::V) -> Self::V {
+        // SAFETY: the token proves that the CPU has the instructions.
+        unsafe {
+            let bias = _mm256_set1_epi32(127);
+            n.map(
+                #[inline(always)]
+                |n| {
+                    let exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n), bias);
+                    _mm256_castsi256_ps(_mm256_slli_epi32::<23>(exponent))
+                },
+            )
+        }
+    }
+
+    #[inline(always)]
+    fn reduce_add(self, v: Self::V) -> f32 {
+        // SAFETY: the token proves that the CPU has the instructions.
+        unsafe {
+            let v = _mm256_add_ps(v[0], v[1]);
+            let v = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+            let v = _mm_add_ps(v, _mm_movehl_ps(v, v));
+            _mm_cvtss_f32(_mm_add_ss(v, _mm_movehdup_ps(v)))
+        }
+    }
+
+    #[inline(always)]
+    fn reduce_max(self, v: Self::V) -> f32 {
+        // SAFETY: the token proves that the CPU has the instructions.
+        unsafe {
+            let v = _mm256_max_ps(v[0], v[1]);
+            let v = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+            let v = _mm_max_ps(v, _mm_movehl_ps(v, v));
+            _mm_cvtss_f32(_mm_max_ss(v, _mm_movehdup_ps(v)))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load(self, ptr: *const f32) -> Self::V {
+        // SAFETY: the token proves the instruction, the caller the sixteen values.
+        unsafe { [_mm256_loadu_ps(ptr), _mm256_loadu_ps(ptr.add(8))] }
+    }
+
+    #[inline(always)]
+    unsafe fn load_bf16(self, ptr: *const bf16) -> Self::V {
+        // SAFETY: the token proves the instructions, the caller the sixteen values.
+        unsafe {
+            [ptr, ptr.add(8)].map(
+                #[inline(always)]
+                |ptr| {
+                    let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(ptr.cast()));
+                    _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
+                },
+            )
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load_f16(self, ptr: *const f16) -> Self::V {
+        // SAFETY: the token proves the instructions, the caller the sixteen values.
+        unsafe {
+            [
+                _mm256_cvtph_ps(_mm_loadu_si128(ptr.cast())),
+                _mm256_cvtph_ps(_mm_loadu_si128(ptr.add(8).cast())),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, ptr: *mut f32, v: Self::V) {
+        // SAFETY: the token proves the instruction, the caller room for sixteen values.
+        unsafe {
+            _mm256_storeu_ps(ptr, v[0]);
+            _mm256_storeu_ps(ptr.add(8), v[1]);
+        }
+    }
+}

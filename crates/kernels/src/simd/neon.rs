@@ -1,0 +1,144 @@
+//! AArch64 Advanced SIMD: a vector is four registers, lanes 0–3, 4–7, 8–11 and 12–15.
+
+use std::arch::aarch64::*;
+
+use half::{bf16, f16};
+
+use super::Simd;
+
+/// Proof that the CPU has Advanced SIMD, as all of AArch64 has.
+#[derive(Clone, Copy)]
+pub(crate) struct Neon(());
+
+impl Neon {
+    /// # Safety
+    /// The CPU has Advanced SIMD.
+    #[inline(always)]
+    pub(crate) unsafe fn new() -> Self {
+        Self(())
+    }
+}
+
+/// Applies an expression on one register to each of the four.
+macro_rules! quarters {
+    (|$i:ident| $e:expr) => {{
+        // SAFETY: the token proves that the CPU has the instructions; pointers are the caller's word.
+        let quarter = #[inline(always)]
+        |$i: usize| unsafe { $e };
+        [quarter(0), quarter(1), quarter(2), quarter(3)]
+    }};
+}
+
+impl Simd for Neon {
+    type V = [float32x4_t; 4];
+
+    // Twenty-four of thirty-two registers.
+    const ACCUMULATORS: usize = 6;
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> Self::V {
+        quarters!(|_i| vdupq_n_f32(x))
+    }
+
+    #[inline(always)]
+    fn add(self, a: Self::V, b: Self::V) -> Self::V {
+        quarters!(|i| vaddq_f32(a[i], b[i]))
+    }
+
+    #[inline(always)]
+    fn sub(self, a: Self::V, b: Self::V) -> Self::V {
+        quarters!(|i| vsubq_f32(a[i], b[i]))
+    }
+
+    #[inline(always)]
+    fn mul(self, a: Self::V, b: Self::V) -> Self::V {
+        quarters!(|i| vmulq_f32(a[i], b[i]))
+    }
+
+    #[inline(always)]
+    fn div(self, a: Self::V, b: Self::V) -> Self::V {
+        quarters!(|i| vdivq_f32(a[i], b[i]))
+    }
+
+    #[inline(always)]
+    fn fma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V {
+        quarters!(|i| vfmaq_f32(c[i], a[i], b[i]))
+    }
+
+    #[inline(always)]
+    fn max(self, a: Self::V, b: Self::V) -> Self::V {
+        quarters!(|i| vbslq_f32(vcgtq_f32(a[i], b[i]), a[i], b[i]))
+    }
+
+    #[inline(always)]
+    fn min(self, a: Self::V, b: Self::V) -> Self::V {
+        quarters!(|i| vbslq_f32(vcltq_f32(a[i], b[i]), a[i], b[i]))
+    }
+
+    #[inline(always)]
+    fn zero_below(self, x: Self::V, limit: f32, v: Self::V) -> Self::V {
+        quarters!(|i| vbslq_f32(vcltq_f32(x[i], vdupq_n_f32(limit)), vdupq_n_f32(0.0), v[i]))
+    }
+
+    #[inline(always)]
+    fn exp2_whole(self, n: Self::V) -> Self::V {
+        quarters!(|i| {
+            let exponent = vaddq_s32(vcvtq_s32_f32(n[i]), vdupq_n_s32(127));
+            vreinterpretq_f32_s32(vshlq_n_s32::<23>(exponent))
+        })
+    }
+
+    #[inline(always)]
+    fn reduce_add(self, v: Self::V) -> f32 {
+        // SAFETY: the token proves that the CPU has the instructions.
+        unsafe {
+            let v = vaddq_f32(vaddq_f32(v[0], v[2]), vaddq_f32(v[1], v[3]));
+            let v = vadd_f32(vget_low_f32(v), vget_high_f32(v));
+            vget_lane_f32::<0>(v) + vget_lane_f32::<1>(v)
+        }
+    }
+
+    #[inline(always)]
+    fn reduce_max(self, v: Self::V) -> f32 {
+        let lower = self.max(v, [v[2], v[3], v[2], v[3]]);
+        // SAFETY: the token proves that the CPU has the instructions.
+        unsafe { vmaxvq_f32(vmaxq_f32(lower[0], lower[1])) }
+    }
+
+    #[inline(always)]
+    unsafe fn load(self, ptr: *const f32) -> Self::V {
+        quarters!(|i| vld1q_f32(ptr.add(4 * i)))
+    }
+
+    #[inline(always)]
+    unsafe fn load_bf16(self, ptr: *const bf16) -> Self::V {
+        quarters!(|i| vreinterpretq_f32_u32(vshll_n_u16::<16>(vld1_u16(ptr.add(4 * i).cast()))))
+    }
+
+    #[inline(always)]
+    unsafe fn load_f16(self, ptr: *const f16) -> Self::V {
+        // Half floats have no stable intrinsics: the bits are moved into place and scaled by 2^112, which is exact
+        // for normal and subnormal numbers; infinities and NaNs are put back.
+        quarters!(|i| {
+            let wide = vmovl_u16(vld1_u16(ptr.add(4 * i).cast()));
+            let sign = vshlq_n_u32::<16>(vandq_u32(wide, vdupq_n_u32(0x8000)));
+            let magnitude = vandq_u32(wide, vdupq_n_u32(0x7fff));
+            let moved = vreinterpretq_f32_u32(vshlq_n_u32::<13>(magnitude));
+            let scaled = vreinterpretq_u32_f32(vmulq_f32(moved, vdupq_n_f32(f32::from_bits(0x7780_0000))));
+            let special = vorrq_u32(vreinterpretq_u32_f32(moved), vdupq_n_u32(0x7f80_0000));
+            let is_special = vcgeq_u32(magnitude, vdupq_n_u32(0x7c00));
+            vreinterpretq_f32_u32(vorrq_u32(sign, vbslq_u32(is_special, special, scaled)))
+        })
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, ptr: *mut f32, v: Self::V) {
+        // SAFETY: the token proves the instruction, the caller room for sixteen values.
+        unsafe {
+            vst1q_f32(ptr, v[0]);
+            vst1q_f32(ptr.add(4), v[1]);
+            vst1q_f32(ptr.add(8), v[2]);
+            vst1q_f32(ptr.add(12), v[3]);
+        }
+    }
+}

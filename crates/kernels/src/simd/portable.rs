@@ -1,0 +1,115 @@
+//! The level that is always there: arrays, which the compiler vectorises as far as the target allows.
+
+use half::{bf16, f16};
+
+use super::{LANES, Simd};
+
+#[derive(Clone, Copy)]
+pub(crate) struct Portable;
+
+#[inline(always)]
+fn zip(a: [f32; LANES], b: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> [f32; LANES] {
+    std::array::from_fn(|i| f(a[i], b[i]))
+}
+
+#[inline(always)]
+fn reduce(mut v: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> f32 {
+    for width in [8, 4, 2, 1] {
+        for i in 0..width {
+            v[i] = f(v[i], v[i + width]);
+        }
+    }
+    v[0]
+}
+
+impl Simd for Portable {
+    type V = [f32; LANES];
+
+    const ACCUMULATORS: usize = 4;
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> Self::V {
+        [x; LANES]
+    }
+
+    #[inline(always)]
+    fn add(self, a: Self::V, b: Self::V) -> Self::V {
+        zip(a, b, |a, b| a + b)
+    }
+
+    #[inline(always)]
+    fn sub(self, a: Self::V, b: Self::V) -> Self::V {
+        zip(a, b, |a, b| a - b)
+    }
+
+    #[inline(always)]
+    fn mul(self, a: Self::V, b: Self::V) -> Self::V {
+        zip(a, b, |a, b| a * b)
+    }
+
+    #[inline(always)]
+    fn div(self, a: Self::V, b: Self::V) -> Self::V {
+        zip(a, b, |a, b| a / b)
+    }
+
+    #[inline(always)]
+    fn fma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V {
+        std::array::from_fn(|i| a[i] * b[i] + c[i])
+    }
+
+    #[inline(always)]
+    fn max(self, a: Self::V, b: Self::V) -> Self::V {
+        zip(a, b, |a, b| if a > b { a } else { b })
+    }
+
+    #[inline(always)]
+    fn min(self, a: Self::V, b: Self::V) -> Self::V {
+        zip(a, b, |a, b| if a < b { a } else { b })
+    }
+
+    #[inline(always)]
+    fn zero_below(self, x: Self::V, limit: f32, v: Self::V) -> Self::V {
+        zip(x, v, |x, v| if x < limit { 0.0 } else { v })
+    }
+
+    #[inline(always)]
+    fn exp2_whole(self, n: Self::V) -> Self::V {
+        n.map(|n| f32::from_bits(((n as i32 + 127) as u32) << 23))
+    }
+
+    #[inline(always)]
+    fn reduce_add(self, v: Self::V) -> f32 {
+        reduce(v, |a, b| a + b)
+    }
+
+    #[inline(always)]
+    fn reduce_max(self, v: Self::V) -> f32 {
+        reduce(v, |a, b| if a > b { a } else { b })
+    }
+
+    #[inline(always)]
+    unsafe fn load(self, ptr: *const f32) -> Self::V {
+        // SAFETY: the caller says that sixteen values are there; arrays need no more alignment than their items.
+        unsafe { *ptr.cast() }
+    }
+
+    #[inline(always)]
+    unsafe fn load_bf16(self, ptr: *const bf16) -> Self::V {
+        // SAFETY: as in `load`.
+        let stored: [bf16; LANES] = unsafe { *ptr.cast() };
+        stored.map(|x| f32::from_bits(u32::from(x.to_bits()) << 16))
+    }
+
+    #[inline(always)]
+    unsafe fn load_f16(self, ptr: *const f16) -> Self::V {
+        // SAFETY: as in `load`.
+        let stored: [f16; LANES] = unsafe { *ptr.cast() };
+        stored.map(f16::to_f32)
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, ptr: *mut f32, v: Self::V) {
+        // SAFETY: the caller says that there is room for sixteen values.
+        unsafe { *ptr.cast() = v }
+    }
+}
