@@ -66,9 +66,9 @@ pub struct BackendInfo {
     /// Padding, where the model has one.
     pub pad_token_id: Option<TokenId>,
     /// Text to tokens and back.
-    pub tokenizer: Arc<Tokenizer>,
+    pub tokenizer: Tokenizer,
     /// Absent: no chat.
-    pub chat_template: Option<Arc<ChatTemplate>>,
+    pub chat_template: Option<ChatTemplate>,
     /// Weights digest, quantisation and build.
     pub fingerprint: String,
 }
@@ -91,10 +91,6 @@ impl EventStream {
             return None;
         }
         match self.events.recv().await {
-            Some(Event::Failed(error)) => {
-                self.ended = true;
-                Some(Event::Failed(error))
-            }
             Some(event) => Some(event),
             None => {
                 self.ended = true;
@@ -105,10 +101,14 @@ impl EventStream {
 }
 
 /// The sending end of an [`EventStream`]. Never waits.
+///
+/// Dropped without [`EventSink::finish`], it ends the stream with [`RequestError::EngineStopped`]: so a request
+/// whose engine panics still ends in one terminal event.
 #[derive(Debug)]
 pub struct EventSink {
     events: mpsc::Sender<Event>,
     failure: Arc<OnceLock<RequestError>>,
+    finished: bool,
 }
 
 /// Nobody takes events any more: the client has gone or fell too far behind.
@@ -123,6 +123,7 @@ impl EventSink {
         let sink = Self {
             events: tx,
             failure: failure.clone(),
+            finished: false,
         };
         (
             sink,
@@ -140,7 +141,7 @@ impl EventSink {
             Ok(()) => Ok(()),
             Err(mpsc::error::TrySendError::Closed(_)) => Err(Closed),
             Err(mpsc::error::TrySendError::Full(_)) => {
-                self.fail(RequestError::SlowClient {
+                self.set_failure(RequestError::SlowClient {
                     pending: self.events.max_capacity(),
                 });
                 Err(Closed)
@@ -148,13 +149,31 @@ impl EventSink {
         }
     }
 
-    /// Makes `error` the stream's last event, behind what is already in it. The first failure counts.
-    pub fn fail(&self, error: RequestError) {
-        let _ = self.failure.set(error);
+    /// Ends the stream: its last event was sent.
+    pub fn finish(mut self) {
+        self.finished = true;
+    }
+
+    /// Ends the stream with `error`, behind what is already in it.
+    pub fn fail(self, error: RequestError) {
+        self.set_failure(error);
     }
 
     /// Whether the stream was dropped.
     pub fn is_closed(&self) -> bool {
         self.events.is_closed()
+    }
+
+    /// The first failure counts.
+    fn set_failure(&self, error: RequestError) {
+        let _ = self.failure.set(error);
+    }
+}
+
+impl Drop for EventSink {
+    fn drop(&mut self) {
+        if !self.finished {
+            self.set_failure(RequestError::EngineStopped);
+        }
     }
 }

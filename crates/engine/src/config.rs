@@ -1,5 +1,6 @@
 //! How an engine is set up, typed and complete.
 
+use crate::error::LoadError;
 use crate::request::RequestLimits;
 
 /// How an engine schedules and what memory it may use.
@@ -41,6 +42,46 @@ impl Default for EngineConfig {
             limits: RequestLimits::default(),
             scrub_freed: false,
         }
+    }
+}
+
+impl EngineConfig {
+    /// Checks what no single value shows; the error names the key.
+    pub fn validate(&self) -> Result<(), LoadError> {
+        let refuse = |key, message: String| Err(LoadError::Unsupported { key, message });
+        for (key, value) in [
+            ("max_sequences", self.max_sequences),
+            ("prefill_chunk_tokens", self.prefill_chunk_tokens),
+            ("max_waiting", self.max_waiting),
+            ("max_waiting_tokens", self.max_waiting_tokens),
+            ("event_buffer", self.event_buffer),
+            ("cache.block_tokens", self.cache.block_tokens),
+        ] {
+            if value == 0 {
+                return refuse(key, "must be at least 1, got 0".into());
+            }
+        }
+        if self.max_step_tokens < self.max_sequences {
+            let (tokens, sequences) = (self.max_step_tokens, self.max_sequences);
+            return refuse(
+                "max_step_tokens",
+                format!(
+                    "must be at least max_sequences ({sequences}), or decodes would not fit a step; got {tokens}"
+                ),
+            );
+        }
+        if self.max_context.is_some_and(|max| max < 2) {
+            return refuse("max_context", "must be at least 2 tokens".into());
+        }
+        if let CacheBudget::Utilization(share) = self.cache.budget
+            && !(share > 0.0 && share <= 1.0)
+        {
+            return refuse(
+                "cache.budget",
+                format!("a share of memory must be above 0 and at most 1, got {share}"),
+            );
+        }
+        Ok(())
     }
 }
 

@@ -1,6 +1,6 @@
 //! What a backend tells of a request as it goes on.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::error::RequestError;
 use crate::ids::TokenId;
@@ -38,8 +38,10 @@ pub struct PromptInfo {
 }
 
 /// A piece of a completion.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Delta {
+    /// When the step that chose its last token ended.
+    pub at: Instant,
     /// Which completion.
     pub index: u32,
     /// Whole characters; never a part of a stop string.

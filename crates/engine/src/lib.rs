@@ -8,21 +8,34 @@
 //! are the three seams; [`kv`] keeps the accounts of cache memory.
 
 pub mod backend;
+mod completion;
 pub mod config;
+mod core;
 pub mod error;
 pub mod event;
+mod handle;
 pub mod ids;
 pub mod kv;
 pub mod model;
 pub mod plugin;
+mod pooler;
+mod queue;
+mod rate;
 pub mod registry;
 pub mod request;
+mod sampler;
+mod scheduler;
 pub mod stats;
+mod stop;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 pub mod text;
+mod worker;
 
 pub use backend::{Backend, BackendInfo, EventSink, EventStream};
 pub use config::{CacheBudget, CacheConfig, EngineConfig};
 pub use error::{LoadError, RequestError, StepError, SubmitError, Violation, Violations};
+pub use handle::EngineHandle;
 pub use ids::{BlockId, RequestId, SeqId, SlotId, TokenId};
 pub use kv::{CachePlan, CacheSpec};
 pub use model::CausalLm;

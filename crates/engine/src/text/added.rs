@@ -56,13 +56,22 @@ impl Builder {
     }
 
     pub(super) fn push_control(&mut self, id: u32, text: &str) {
-        self.rules.push(Rule { id, text: text.to_owned(), lstrip: false, rstrip: false, single_word: false });
+        self.rules.push(Rule {
+            id,
+            text: text.to_owned(),
+            lstrip: false,
+            rstrip: false,
+            single_word: false,
+        });
     }
 
     pub(super) fn build(self, vocab: &Vocab) -> Result<AddedTokens, TextError> {
         let is_plain = |rule: &&Rule| !vocab.get(rule.id).is_some_and(|token| token.markup);
         let plain = self.rules.iter().filter(is_plain).cloned().collect();
-        Ok(AddedTokens { plain: Matcher::new(plain)?, all: Matcher::new(self.rules)? })
+        Ok(AddedTokens {
+            plain: Matcher::new(plain)?,
+            all: Matcher::new(self.rules)?,
+        })
     }
 }
 
@@ -102,7 +111,9 @@ impl Matcher {
         let automaton = AhoCorasick::builder()
             .match_kind(MatchKind::LeftmostLongest)
             .build(tokens.iter().map(|token| &token.text))
-            .map_err(|error| TextError::Encode { problem: format!("too many added tokens: {error}") })?;
+            .map_err(|error| TextError::Encode {
+                problem: format!("too many added tokens: {error}"),
+            })?;
         Ok(Some(Self { automaton, tokens }))
     }
 
@@ -111,12 +122,21 @@ impl Matcher {
         self.automaton.find_iter(text).filter_map(move |found| {
             let rule = &self.tokens[found.pattern()];
             let (before, after) = (&text[..found.start()], &text[found.end()..]);
-            let inside_word = before.chars().next_back().is_some_and(is_word) || after.chars().next().is_some_and(is_word);
+            let inside_word =
+                before.chars().next_back().is_some_and(is_word) || after.chars().next().is_some_and(is_word);
             if rule.single_word && inside_word {
                 return None;
             }
-            let start = if rule.lstrip { before.trim_end().len() } else { found.start() };
-            let end = if rule.rstrip { text.len() - after.trim_start().len() } else { found.end() };
+            let start = if rule.lstrip {
+                before.trim_end().len()
+            } else {
+                found.start()
+            };
+            let end = if rule.rstrip {
+                text.len() - after.trim_start().len()
+            } else {
+                found.end()
+            };
             Some((start..end, rule.id))
         })
     }

@@ -49,7 +49,10 @@ pub struct Message {
 impl Message {
     /// A message with this role and content.
     pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
-        Self { role: role.into(), content: content.into() }
+        Self {
+            role: role.into(),
+            content: content.into(),
+        }
     }
 }
 
@@ -67,7 +70,11 @@ pub struct RenderOptions {
 impl Default for RenderOptions {
     /// A question to be answered, now.
     fn default() -> Self {
-        Self { add_generation_prompt: true, continue_final_message: false, now: SystemTime::now() }
+        Self {
+            add_generation_prompt: true,
+            continue_final_message: false,
+            now: SystemTime::now(),
+        }
     }
 }
 
@@ -87,7 +94,11 @@ impl ChatTemplate {
     pub fn new(name: impl Into<String>, source: &str, special: SpecialTokens) -> Result<Self, TextError> {
         let name = name.into();
         match environment::compile(source) {
-            Ok(environment) => Ok(Self { environment: Arc::new(environment), name, special }),
+            Ok(environment) => Ok(Self {
+                environment: Arc::new(environment),
+                name,
+                special,
+            }),
             Err(error) => Err(template_error(&name, &error)),
         }
     }
@@ -108,7 +119,9 @@ impl ChatTemplate {
                 None => None,
             },
         };
-        let Some((file, source)) = source else { return Ok(None) };
+        let Some((file, source)) = source else {
+            return Ok(None);
+        };
         Self::new(file.display().to_string(), &source, SpecialTokens::from_dir(dir)?).map(Some)
     }
 
@@ -125,13 +138,18 @@ impl ChatTemplate {
         if !options.continue_final_message {
             return self.run(messages, options);
         }
-        let Some((last, before)) = messages.split_last() else { return Err(no_messages()) };
+        let Some((last, before)) = messages.split_last() else {
+            return Err(no_messages());
+        };
         let mut open = before.to_vec();
         open.push(Message::new(&*last.role, format!("{}{OPEN_END} ", last.content)));
         let mut prompt = self.run(&open, options)?;
-        let end = prompt.rfind(OPEN_END).filter(|_| prompt.contains(last.content.trim()));
+        let end = prompt
+            .rfind(OPEN_END)
+            .filter(|_| prompt.contains(last.content.trim()));
         let Some(end) = end else {
-            let problem = "the chat template drops or rewrites the last one, so it cannot be continued".to_owned();
+            let problem =
+                "the chat template drops or rewrites the last one, so it cannot be continued".to_owned();
             return Err(TextError::Messages { problem });
         };
         let keeps_spaces = prompt[end + OPEN_END.len()..].starts_with(' ');
@@ -152,14 +170,20 @@ impl ChatTemplate {
         }
         let last_role = messages.last().map(|message| message.role.as_str());
         if options.continue_final_message && last_role != Some("assistant") {
-            let problem =
-                format!("only an assistant's can be continued, the last one is of `{}`", last_role.unwrap_or_default());
+            let problem = format!(
+                "only an assistant's can be continued, the last one is of `{}`",
+                last_role.unwrap_or_default()
+            );
             return Err(TextError::Messages { problem });
         }
         for (index, message) in messages.iter().enumerate() {
             if !self.knows_role(&message.role) {
                 let role = message.role.clone();
-                return Err(TextError::UnknownRole { index, role, known: self.known_roles() });
+                return Err(TextError::UnknownRole {
+                    index,
+                    role,
+                    known: self.known_roles(),
+                });
             }
         }
         Ok(())
@@ -171,19 +195,27 @@ impl ChatTemplate {
     }
 
     fn known_roles(&self) -> Vec<String> {
-        let usual = ["tool", "developer", "function"].into_iter().filter(|role| self.knows_role(role));
+        let usual = ["tool", "developer", "function"]
+            .into_iter()
+            .filter(|role| self.knows_role(role));
         COMMON_ROLES.into_iter().chain(usual).map(str::to_owned).collect()
     }
 
     /// Runs the template within its budget.
     fn run(&self, messages: &[Message], options: &RenderOptions) -> Result<String, TextError> {
-        let n_bytes: usize = messages.iter().map(|message| message.role.len() + message.content.len()).sum();
+        let n_bytes: usize = messages
+            .iter()
+            .map(|message| message.role.len() + message.content.len())
+            .sum();
         let fuel = BASE_FUEL.saturating_add(n_bytes as u64);
         let mut environment = Environment::clone(&self.environment);
         environment.set_fuel(Some(fuel));
         environment::set_clock(&mut environment, options.now);
 
-        let named = self.special.iter().map(|(key, text)| (key, JinjaValue::from(text)));
+        let named = self
+            .special
+            .iter()
+            .map(|(key, text)| (key, JinjaValue::from(text)));
         let context: JinjaValue = named
             .chain([
                 ("messages", messages.iter().map(message_value).collect()),
@@ -193,18 +225,28 @@ impl ChatTemplate {
             ])
             .collect();
 
-        let mut output = Bounded { bytes: Vec::new(), limit: BASE_OUTPUT_BYTES + 16 * n_bytes, exceeded: false };
-        let template = environment.get_template(NAME).map_err(|error| template_error(&self.name, &error))?;
+        let mut output = Bounded {
+            bytes: Vec::new(),
+            limit: BASE_OUTPUT_BYTES + 16 * n_bytes,
+            exceeded: false,
+        };
+        let template = environment
+            .get_template(NAME)
+            .map_err(|error| template_error(&self.name, &error))?;
         let result = template.render_captured_to(context, &mut output).map(drop);
         if output.exceeded {
             return Err(self.limit(format!("{} bytes of prompt", output.limit)));
         }
         match result {
             Ok(()) => {}
-            Err(error) if error.kind() == ErrorKind::OutOfFuel => return Err(self.limit(format!("{fuel} steps"))),
+            Err(error) if error.kind() == ErrorKind::OutOfFuel => {
+                return Err(self.limit(format!("{fuel} steps")));
+            }
             Err(error) => {
                 return Err(match Refusal::of(&error) {
-                    Some(refusal) => TextError::TemplateRefused { message: refusal.message.clone() },
+                    Some(refusal) => TextError::TemplateRefused {
+                        message: refusal.message.clone(),
+                    },
                     None => template_error(&self.name, &error),
                 });
             }
@@ -217,18 +259,26 @@ impl ChatTemplate {
     }
 
     fn limit(&self, limit: String) -> TextError {
-        TextError::TemplateLimit { template: self.name.clone(), limit }
+        TextError::TemplateLimit {
+            template: self.name.clone(),
+            limit,
+        }
     }
 }
 
 fn no_messages() -> TextError {
-    TextError::Messages { problem: "there are none".to_owned() }
+    TextError::Messages {
+        problem: "there are none".to_owned(),
+    }
 }
 
 fn message_value(message: &Message) -> JinjaValue {
-    [("role", JinjaValue::from(&*message.role)), ("content", JinjaValue::from(&*message.content))]
-        .into_iter()
-        .collect()
+    [
+        ("role", JinjaValue::from(&*message.role)),
+        ("content", JinjaValue::from(&*message.content)),
+    ]
+    .into_iter()
+    .collect()
 }
 
 fn template_error(name: &str, error: &minijinja::Error) -> TextError {
@@ -236,7 +286,11 @@ fn template_error(name: &str, error: &minijinja::Error) -> TextError {
         Some(detail) => format!("{}: {detail}", error.kind()),
         None => error.kind().to_string(),
     };
-    TextError::Template { template: name.to_owned(), line: error.line().unwrap_or(0), problem }
+    TextError::Template {
+        template: name.to_owned(),
+        line: error.line().unwrap_or(0),
+        problem,
+    }
 }
 
 /// The template in a `tokenizer_config.json`.
@@ -251,14 +305,21 @@ fn config_template(json: &Json) -> Result<Option<String>, TextError> {
     let mut names = Vec::new();
     for (index, entry) in named.iter().enumerate() {
         let entry = json.child(&format!("{KEY}.{index}"), entry);
-        let name = entry.str("name")?.ok_or_else(|| entry.error("name", "is missing"))?;
-        let source = entry.str("template")?.ok_or_else(|| entry.error("template", "is missing"))?;
+        let name = entry
+            .str("name")?
+            .ok_or_else(|| entry.error("name", "is missing"))?;
+        let source = entry
+            .str("template")?
+            .ok_or_else(|| entry.error("template", "is missing"))?;
         if name == "default" {
             return Ok(Some(source.to_owned()));
         }
         names.push(name.to_owned());
     }
-    Err(json.error(KEY, format!("has no template named `default`, only: {}", names.join(", "))))
+    Err(json.error(
+        KEY,
+        format!("has no template named `default`, only: {}", names.join(", ")),
+    ))
 }
 
 /// A writer that takes so many bytes and no more.

@@ -27,12 +27,18 @@ impl CheckpointText {
         let tokenizer = Tokenizer::from_dir(dir)?;
         let chat_template = match (ChatTemplate::from_dir(dir)?, default_chat_template) {
             (Some(template), _) => Some(template),
-            (None, Some(source)) => {
-                Some(ChatTemplate::new("default chat template", source, SpecialTokens::from_dir(dir)?)?)
-            }
+            (None, Some(source)) => Some(ChatTemplate::new(
+                "default chat template",
+                source,
+                SpecialTokens::from_dir(dir)?,
+            )?),
             (None, None) => None,
         };
-        Ok(Self { tokenizer, chat_template, generation: GenerationDefaults::from_dir(dir)? })
+        Ok(Self {
+            tokenizer,
+            chat_template,
+            generation: GenerationDefaults::from_dir(dir)?,
+        })
     }
 
     /// The chat template.
@@ -40,8 +46,10 @@ impl CheckpointText {
     /// # Errors
     /// [`TextError::ChatUnavailable`] if there is none.
     pub fn chat(&self) -> Result<&ChatTemplate, TextError> {
-        self.chat_template.as_ref().ok_or_else(|| TextError::ChatUnavailable {
-            reason: "the checkpoint has no chat template and the model no default".to_owned(),
-        })
+        self.chat_template
+            .as_ref()
+            .ok_or_else(|| TextError::ChatUnavailable {
+                reason: "the checkpoint has no chat template and the model no default".to_owned(),
+            })
     }
 }

@@ -38,7 +38,12 @@ enum Writer {
 impl Detokenizer {
     pub(super) fn new(tokenizer: Tokenizer, skip_special_tokens: bool) -> Self {
         let writer = Writer::new(tokenizer.spelling());
-        Self { tokenizer, skip_special_tokens, writer, out: String::new() }
+        Self {
+            tokenizer,
+            skip_special_tokens,
+            writer,
+            out: String::new(),
+        }
     }
 
     /// The text that is complete now that `id` follows the ids before: often a word, empty while a

@@ -142,10 +142,17 @@ impl TextError {
     }
 
     pub(super) fn field(file: &Path, key: impl Into<String>, problem: impl Into<String>) -> Self {
-        Self::Field { file: file.to_owned(), key: key.into(), problem: problem.into() }
+        Self::Field {
+            file: file.to_owned(),
+            key: key.into(),
+            problem: problem.into(),
+        }
     }
 
     pub(super) fn tokenizer(file: &Path, problem: impl Into<String>) -> Self {
-        Self::Tokenizer { file: file.to_owned(), problem: problem.into() }
+        Self::Tokenizer {
+            file: file.to_owned(),
+            problem: problem.into(),
+        }
     }
 }

@@ -20,12 +20,15 @@ pub(super) fn read(dir: &Path, name: &str) -> Result<Option<(PathBuf, Vec<u8>)>,
 
 /// The text of `dir/name`, or `None` if there is no such file.
 pub(super) fn read_text(dir: &Path, name: &str) -> Result<Option<(PathBuf, String)>, TextError> {
-    let Some((file, bytes)) = read(dir, name)? else { return Ok(None) };
+    let Some((file, bytes)) = read(dir, name)? else {
+        return Ok(None);
+    };
     match String::from_utf8(bytes) {
         Ok(text) => Ok(Some((file, text))),
-        Err(error) => {
-            Err(TextError::Read { file, source: std::io::Error::new(ErrorKind::InvalidData, error.utf8_error()) })
-        }
+        Err(error) => Err(TextError::Read {
+            file,
+            source: std::io::Error::new(ErrorKind::InvalidData, error.utf8_error()),
+        }),
     }
 }
 
@@ -40,13 +43,24 @@ pub(super) struct Json {
 impl Json {
     /// The object in `dir/name`, or `None` if there is no such file.
     pub(super) fn read(dir: &Path, name: &str) -> Result<Option<Self>, TextError> {
-        let Some((file, bytes)) = read(dir, name)? else { return Ok(None) };
+        let Some((file, bytes)) = read(dir, name)? else {
+            return Ok(None);
+        };
         let value = match serde_json::from_slice(&bytes) {
             Ok(value @ Value::Object(_)) => value,
-            Ok(other) => return Err(TextError::tokenizer(&file, format!("holds {}, not an object", kind(&other)))),
+            Ok(other) => {
+                return Err(TextError::tokenizer(
+                    &file,
+                    format!("holds {}, not an object", kind(&other)),
+                ));
+            }
             Err(source) => return Err(TextError::Json { file, source }),
         };
-        Ok(Some(Self { file, prefix: String::new(), value }))
+        Ok(Some(Self {
+            file,
+            prefix: String::new(),
+            value,
+        }))
     }
 
     /// The value of `key`; `null` counts as absent.
@@ -56,7 +70,11 @@ impl Json {
 
     /// A value inside this one, for errors to name it by its whole path.
     pub(super) fn child(&self, key: &str, value: &Value) -> Self {
-        Self { file: self.file.clone(), prefix: format!("{}{key}.", self.prefix), value: value.clone() }
+        Self {
+            file: self.file.clone(),
+            prefix: format!("{}{key}.", self.prefix),
+            value: value.clone(),
+        }
     }
 
     pub(super) fn error(&self, key: &str, problem: impl Into<String>) -> TextError {
@@ -64,19 +82,43 @@ impl Json {
     }
 
     pub(super) fn bool(&self, key: &str) -> Result<Option<bool>, TextError> {
-        self.get(key).map(|value| value.as_bool().ok_or_else(|| self.mismatch(key, value, "a boolean"))).transpose()
+        self.get(key)
+            .map(|value| {
+                value
+                    .as_bool()
+                    .ok_or_else(|| self.mismatch(key, value, "a boolean"))
+            })
+            .transpose()
     }
 
     pub(super) fn str(&self, key: &str) -> Result<Option<&str>, TextError> {
-        self.get(key).map(|value| value.as_str().ok_or_else(|| self.mismatch(key, value, "a string"))).transpose()
+        self.get(key)
+            .map(|value| {
+                value
+                    .as_str()
+                    .ok_or_else(|| self.mismatch(key, value, "a string"))
+            })
+            .transpose()
     }
 
     pub(super) fn f64(&self, key: &str) -> Result<Option<f64>, TextError> {
-        self.get(key).map(|value| value.as_f64().ok_or_else(|| self.mismatch(key, value, "a number"))).transpose()
+        self.get(key)
+            .map(|value| {
+                value
+                    .as_f64()
+                    .ok_or_else(|| self.mismatch(key, value, "a number"))
+            })
+            .transpose()
     }
 
     pub(super) fn i64(&self, key: &str) -> Result<Option<i64>, TextError> {
-        self.get(key).map(|value| value.as_i64().ok_or_else(|| self.mismatch(key, value, "an integer"))).transpose()
+        self.get(key)
+            .map(|value| {
+                value
+                    .as_i64()
+                    .ok_or_else(|| self.mismatch(key, value, "an integer"))
+            })
+            .transpose()
     }
 
     pub(super) fn mismatch(&self, key: &str, value: &Value, wanted: &str) -> TextError {

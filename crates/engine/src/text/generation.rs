@@ -40,7 +40,9 @@ impl GenerationDefaults {
     /// # Errors
     /// A [`TextError`] that names file and key if a value has the wrong type or is out of range.
     pub fn from_dir(dir: impl AsRef<Path>) -> Result<Self, TextError> {
-        let Some(json) = Json::read(dir.as_ref(), FILE)? else { return Ok(Self::default()) };
+        let Some(json) = Json::read(dir.as_ref(), FILE)? else {
+            return Ok(Self::default());
+        };
         let greedy = json.bool("do_sample")? == Some(false);
         let temperature = number(&json, "temperature", |x| x >= 0.0, "at least 0")?;
         Ok(Self {
@@ -59,7 +61,9 @@ impl GenerationDefaults {
 }
 
 fn number(json: &Json, key: &str, in_range: fn(f32) -> bool, range: &str) -> Result<Option<f32>, TextError> {
-    let Some(value) = json.f64(key)? else { return Ok(None) };
+    let Some(value) = json.f64(key)? else {
+        return Ok(None);
+    };
     let narrow = value as f32;
     if !narrow.is_finite() || !in_range(narrow) {
         return Err(json.error(key, format!("is {value}, must be {range}")));
@@ -73,13 +77,18 @@ fn top_k(json: &Json) -> Result<Option<u32>, TextError> {
         Some(-1) => Ok(Some(0)),
         Some(value) => match u32::try_from(value) {
             Ok(value) => Ok(Some(value)),
-            Err(_) => Err(json.error("top_k", format!("is {value}, must be a count, or 0 or -1 for none"))),
+            Err(_) => Err(json.error(
+                "top_k",
+                format!("is {value}, must be a count, or 0 or -1 for none"),
+            )),
         },
     }
 }
 
 fn max_new_tokens(json: &Json) -> Result<Option<u32>, TextError> {
-    let Some(value) = json.i64("max_new_tokens")? else { return Ok(None) };
+    let Some(value) = json.i64("max_new_tokens")? else {
+        return Ok(None);
+    };
     match u32::try_from(value) {
         Ok(value) if value > 0 => Ok(Some(value)),
         _ => Err(json.error("max_new_tokens", format!("is {value}, must be at least 1"))),

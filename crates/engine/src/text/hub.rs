@@ -11,12 +11,12 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
+use super::TextError;
 use super::detokenizer::HubSpelling;
 use super::files::{Json, kind};
 use super::special::TokenizerConfig;
 use super::tokenizer::Markup;
 use super::vocab::{Kind, MAX_TOKENS, Token, Vocab, looks_like_markup};
-use super::TextError;
 
 pub(super) const FILE: &str = "tokenizer.json";
 
@@ -33,7 +33,9 @@ impl Hub {
         dir: &Path,
         config: &TokenizerConfig,
     ) -> Result<Option<(Self, Vocab, HubSpelling)>, TextError> {
-        let Some(mut json) = Json::read(dir, FILE)? else { return Ok(None) };
+        let Some(mut json) = Json::read(dir, FILE)? else {
+            return Ok(None);
+        };
         let spelling = decoder::spelling(&json)?;
         merge_declared(&mut json, config)?;
         let markup: BTreeSet<String> = markup_texts(&json, config);
@@ -67,9 +69,12 @@ impl Hub {
             Markup::Parse => &self.parse,
             Markup::Literal => &self.literal,
         };
-        let encoding = tokenizer
-            .encode_fast(text, add_special_tokens)
-            .map_err(|error| TextError::Encode { problem: error.to_string() })?;
+        let encoding =
+            tokenizer
+                .encode_fast(text, add_special_tokens)
+                .map_err(|error| TextError::Encode {
+                    problem: error.to_string(),
+                })?;
         ids.extend_from_slice(encoding.get_ids());
         Ok(())
     }
@@ -79,7 +84,9 @@ fn build(file: &Path, value: Value) -> Result<tokenizers::Tokenizer, TextError> 
     let mut tokenizer: tokenizers::Tokenizer =
         serde_json::from_value(value).map_err(|error| TextError::tokenizer(file, error.to_string()))?;
     tokenizer.with_padding(None);
-    tokenizer.with_truncation(None).map_err(|error| TextError::tokenizer(file, error.to_string()))?;
+    tokenizer
+        .with_truncation(None)
+        .map_err(|error| TextError::tokenizer(file, error.to_string()))?;
     Ok(tokenizer)
 }
 
@@ -95,9 +102,15 @@ fn merge_declared(json: &mut Json, config: &TokenizerConfig) -> Result<(), TextE
         let id = token["id"].as_u64().filter(|&id| id < u64::from(MAX_TOKENS));
         let id = id.ok_or_else(|| json.error(&key, format!("has no `id` below {MAX_TOKENS}")))?;
         let Some(text) = token["content"].as_str().map(str::to_owned) else {
-            return Err(json.error(&format!("{key}.content"), format!("is {}, not a string", kind(&token["content"]))));
+            return Err(json.error(
+                &format!("{key}.content"),
+                format!("is {}, not a string", kind(&token["content"])),
+            ));
         };
-        if let Some(declared) = config.declared.iter().find(|declared| u64::from(declared.id) == id)
+        if let Some(declared) = config
+            .declared
+            .iter()
+            .find(|declared| u64::from(declared.id) == id)
             && declared.text != text
         {
             let problem = format!("is {:?}, but {FILE} has {text:?} at this id", declared.text);
@@ -157,11 +170,22 @@ fn vocab(
     let mut vocab = Vocab::default();
     for (text, id) in tokenizer.get_vocab(true) {
         if id >= MAX_TOKENS {
-            return Err(TextError::tokenizer(file, format!("gives {text:?} the id {id}, ids end at {MAX_TOKENS}")));
+            return Err(TextError::tokenizer(
+                file,
+                format!("gives {text:?} the id {id}, ids end at {MAX_TOKENS}"),
+            ));
         }
         let special = added.get(&id).is_some_and(|token| token.special);
         let markup = markup.contains(&text);
-        vocab.insert(id, Token { text: text.into(), kind: Kind::Piece, special, markup });
+        vocab.insert(
+            id,
+            Token {
+                text: text.into(),
+                kind: Kind::Piece,
+                special,
+                markup,
+            },
+        );
     }
     Ok(vocab)
 }

@@ -66,7 +66,9 @@ pub(super) struct Spelling {
 impl SentencePiece {
     /// The model in `dir`, its tokens and its spelling; `None` if the file is absent.
     pub(super) fn from_dir(dir: &Path) -> Result<Option<(Self, Vocab, Spelling)>, TextError> {
-        let Some((file, bytes)) = files::read(dir, FILE)? else { return Ok(None) };
+        let Some((file, bytes)) = files::read(dir, FILE)? else {
+            return Ok(None);
+        };
         let model = ModelProto::decode(bytes.as_slice())
             .map_err(|error| TextError::tokenizer(&file, format!("not a SentencePiece model: {error}")))?;
         Self::new(&file, &model).map(Some)
@@ -82,13 +84,20 @@ impl SentencePiece {
         let mut table = PieceTable::default();
         for (index, piece) in model.pieces.iter().enumerate() {
             let id = u32::try_from(index).map_err(|_| TextError::tokenizer(file, "has too many pieces"))?;
-            table.add(id, piece).map_err(|problem| TextError::field(file, format!("pieces.{id}"), problem))?;
+            table
+                .add(id, piece)
+                .map_err(|problem| TextError::field(file, format!("pieces.{id}"), problem))?;
         }
-        let unknown = table.unknown.ok_or_else(|| TextError::field(file, "pieces", "holds no unknown piece"))?;
+        let unknown = table
+            .unknown
+            .ok_or_else(|| TextError::field(file, "pieces", "holds no unknown piece"))?;
         let bytes = table.bytes(trainer.byte_fallback.unwrap_or(false));
         let bytes = bytes.map_err(|problem| TextError::field(file, "pieces", problem))?;
         let symbols = |all: bool| {
-            let symbols = table.user_defined.iter().filter(|text| all || !looks_like_markup(text));
+            let symbols = table
+                .user_defined
+                .iter()
+                .filter(|text| all || !looks_like_markup(text));
             Symbols::new(symbols.map(String::as_str))
                 .map_err(|error| TextError::field(file, "pieces", format!("holds too many symbols: {error}")))
         };
@@ -144,7 +153,11 @@ fn check_algorithm(
     denormalizer: Option<&NormalizerSpec>,
 ) -> Result<(), TextError> {
     let unsupported = |kind: String| {
-        Err(TextError::Unsupported { file: file.to_owned(), kind, supported: "a BPE model without denormaliser" })
+        Err(TextError::Unsupported {
+            file: file.to_owned(),
+            kind,
+            supported: "a BPE model without denormaliser",
+        })
     };
     let number = trainer.model_type.unwrap_or(ModelType::Unigram as i32);
     match ModelType::try_from(number) {
@@ -206,13 +219,21 @@ impl PieceTable {
         };
         if matches!(token_kind, Kind::Piece | Kind::Symbol | Kind::Unused) {
             // -0 + 0 = 0: the two must be equal for ties to be decided by place.
-            let merge_piece =
-                MergePiece { id, score: piece.score + 0.0, unused: kind == PieceType::Unused, markup };
+            let merge_piece = MergePiece {
+                id,
+                score: piece.score + 0.0,
+                unused: kind == PieceType::Unused,
+                markup,
+            };
             self.pieces.insert(text.as_bytes().into(), merge_piece);
         }
         let is_control = token_kind == Kind::Control;
-        let token =
-            Token { text: text.as_str().into(), kind: token_kind, special: is_control, markup: markup || is_control };
+        let token = Token {
+            text: text.as_str().into(),
+            kind: token_kind,
+            special: is_control,
+            markup: markup || is_control,
+        };
         self.vocab.insert(id, token);
         Ok(())
     }
@@ -222,7 +243,9 @@ impl PieceTable {
         if !byte_fallback {
             return match self.byte_ids.len() {
                 0 => Ok(None),
-                n => Err(format!("holds {n} byte pieces although `trainer_spec.byte_fallback` is false")),
+                n => Err(format!(
+                    "holds {n} byte pieces although `trainer_spec.byte_fallback` is false"
+                )),
             };
         }
         let mut ids = Box::new([0; 256]);
@@ -239,7 +262,10 @@ impl PieceTable {
 /// The byte that a piece such as `<0x0A>` stands for.
 pub(super) fn byte_of(piece: &str) -> Option<u8> {
     let digits = piece.strip_prefix("<0x")?.strip_suffix('>')?;
-    let upper_hex = digits.len() == 2 && digits.bytes().all(|b| b.is_ascii_digit() || (b'A'..=b'F').contains(&b));
+    let upper_hex = digits.len() == 2
+        && digits
+            .bytes()
+            .all(|b| b.is_ascii_digit() || (b'A'..=b'F').contains(&b));
     if !upper_hex {
         return None;
     }

@@ -16,8 +16,15 @@ pub(super) const CONFIG: &str = "tokenizer_config.json";
 const MAP: &str = "special_tokens_map.json";
 const ADDED: &str = "added_tokens.json";
 /// The keys that name one token each.
-const ROLES: [&str; 7] =
-    ["bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token"];
+const ROLES: [&str; 7] = [
+    "bos_token",
+    "eos_token",
+    "unk_token",
+    "pad_token",
+    "sep_token",
+    "cls_token",
+    "mask_token",
+];
 
 /// The named special tokens of a checkpoint (`bos_token`, `eos_token`, …), as its chat template sees them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -133,9 +140,13 @@ impl TokenizerConfig {
         for (id, value) in tokens {
             let key = format!("added_tokens_decoder.{id}");
             let id = id.parse().ok().filter(|&id| id < MAX_TOKENS);
-            let id = id.ok_or_else(|| json.error(&key, format!("has a key that is no token id below {MAX_TOKENS}")))?;
+            let id = id.ok_or_else(|| {
+                json.error(&key, format!("has a key that is no token id below {MAX_TOKENS}"))
+            })?;
             let token = json.child(&key, value);
-            let text = token.str("content")?.ok_or_else(|| token.error("content", "is missing"))?;
+            let text = token
+                .str("content")?
+                .ok_or_else(|| token.error("content", "is missing"))?;
             if text.is_empty() {
                 return Err(token.error("content", "is empty"));
             }
@@ -159,9 +170,14 @@ impl TokenizerConfig {
     }
 
     fn read_added(&mut self, json: &Json) -> Result<(), TextError> {
-        let Value::Object(tokens) = &json.value else { return Ok(()) };
+        let Value::Object(tokens) = &json.value else {
+            return Ok(());
+        };
         for (text, id) in tokens {
-            let id = id.as_u64().and_then(|id| u32::try_from(id).ok()).filter(|&id| id < MAX_TOKENS);
+            let id = id
+                .as_u64()
+                .and_then(|id| u32::try_from(id).ok())
+                .filter(|&id| id < MAX_TOKENS);
             let id = id.ok_or_else(|| json.error(text, format!("is no token id below {MAX_TOKENS}")))?;
             if text.is_empty() {
                 return Err(json.error(text, "is an empty token"));
@@ -191,7 +207,12 @@ fn token_text(json: &Json, key: &str, value: &Value) -> Result<String, TextError
         Value::String(text) => text,
         Value::Object(token) => match token.get("content") {
             Some(Value::String(text)) => text,
-            Some(other) => return Err(json.error(&format!("{key}.content"), format!("is {}, not a string", kind(other)))),
+            Some(other) => {
+                return Err(json.error(
+                    &format!("{key}.content"),
+                    format!("is {}, not a string", kind(other)),
+                ));
+            }
             None => return Err(json.error(&format!("{key}.content"), "is missing")),
         },
         other => return Err(json.mismatch(key, other, "a token")),

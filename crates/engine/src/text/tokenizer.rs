@@ -37,11 +37,20 @@ pub struct EncodeOptions {
 
 impl EncodeOptions {
     /// For a prompt written by someone who may use markup.
-    pub const PROMPT: Self = Self { add_special_tokens: true, markup: Markup::Parse };
+    pub const PROMPT: Self = Self {
+        add_special_tokens: true,
+        markup: Markup::Parse,
+    };
     /// For text rendered by a chat template, which writes all special tokens itself.
-    pub const RENDERED: Self = Self { add_special_tokens: false, markup: Markup::Parse };
+    pub const RENDERED: Self = Self {
+        add_special_tokens: false,
+        markup: Markup::Parse,
+    };
     /// For text from strangers: it may mention markup but never use it.
-    pub const UNTRUSTED: Self = Self { add_special_tokens: true, markup: Markup::Literal };
+    pub const UNTRUSTED: Self = Self {
+        add_special_tokens: true,
+        markup: Markup::Literal,
+    };
 }
 
 /// The tokenizer of one checkpoint. Clones share it.
@@ -68,7 +77,11 @@ struct Around {
 
 #[derive(Debug)]
 enum Model {
-    SentencePiece { model: SentencePiece, added: AddedTokens, dummy_prefix_once: bool },
+    SentencePiece {
+        model: SentencePiece,
+        added: AddedTokens,
+        dummy_prefix_once: bool,
+    },
     Hub(Box<Hub>),
 }
 
@@ -87,16 +100,37 @@ impl Tokenizer {
             let explicit = config.add_bos.is_some() || config.add_eos.is_some();
             let around = explicit.then(|| around(dir, &config, &vocab)).transpose()?;
             let model = Model::Hub(Box::new(hub));
-            Inner { vocab, model, spelling: Spelling::Hub(spelling), special: config.special, around }
+            Inner {
+                vocab,
+                model,
+                spelling: Spelling::Hub(spelling),
+                special: config.special,
+                around,
+            }
         } else if let Some((model, mut vocab, spelling)) = SentencePiece::from_dir(dir)? {
             let added = add_declared(&config, &mut vocab)?;
             let around = Some(around(dir, &config, &vocab)?);
-            let model = Model::SentencePiece { model, added, dummy_prefix_once: config.legacy == Some(false) };
-            Inner { vocab, model, spelling: Spelling::SentencePiece(spelling), special: config.special, around }
+            let model = Model::SentencePiece {
+                model,
+                added,
+                dummy_prefix_once: config.legacy == Some(false),
+            };
+            Inner {
+                vocab,
+                model,
+                spelling: Spelling::SentencePiece(spelling),
+                special: config.special,
+                around,
+            }
         } else {
-            return Err(TextError::NoTokenizer { dir: dir.to_owned(), looked_for: &FILES });
+            return Err(TextError::NoTokenizer {
+                dir: dir.to_owned(),
+                looked_for: &FILES,
+            });
         };
-        Ok(Self { inner: Arc::new(inner) })
+        Ok(Self {
+            inner: Arc::new(inner),
+        })
     }
 
     /// The ids of `text`.
@@ -136,7 +170,11 @@ impl Tokenizer {
     ) -> Result<(), TextError> {
         match &self.inner.model {
             Model::Hub(hub) => hub.encode(text, markup, special_by_model, ids)?,
-            Model::SentencePiece { model, added, dummy_prefix_once } => {
+            Model::SentencePiece {
+                model,
+                added,
+                dummy_prefix_once,
+            } => {
                 for (start, part) in added.split(text, markup) {
                     match part {
                         Part::Token(id) => ids.push(id),
@@ -205,7 +243,10 @@ impl Tokenizer {
 
     pub(super) fn token(&self, id: u32) -> Result<&Token, TextError> {
         let vocab = &self.inner.vocab;
-        vocab.get(id).ok_or(TextError::UnknownId { id, vocab_size: vocab.len() })
+        vocab.get(id).ok_or(TextError::UnknownId {
+            id,
+            vocab_size: vocab.len(),
+        })
     }
 
     pub(super) fn spelling(&self) -> &Spelling {
@@ -221,11 +262,19 @@ fn around(dir: &Path, config: &TokenizerConfig, vocab: &Vocab) -> Result<Around,
         }
         let file = dir.join(CONFIG);
         let Some(text) = config.special.get(name) else {
-            return Err(TextError::field(&file, switch, format!("is true, but no `{name}` is named")));
+            return Err(TextError::field(
+                &file,
+                switch,
+                format!("is true, but no `{name}` is named"),
+            ));
         };
         match vocab.id(text) {
             Some(id) => Ok(Some(id)),
-            None => Err(TextError::field(&file, name, format!("is {text:?}, which is not in the vocabulary"))),
+            None => Err(TextError::field(
+                &file,
+                name,
+                format!("is {text:?}, which is not in the vocabulary"),
+            )),
         }
     };
     Ok(Around {
@@ -248,7 +297,10 @@ fn add_declared(config: &TokenizerConfig, vocab: &mut Vocab) -> Result<AddedToke
             return Err(TextError::field(
                 &token.file,
                 &token.key,
-                format!("is {:?}, but the model has a piece of text at this id", token.text),
+                format!(
+                    "is {:?}, but the model has a piece of text at this id",
+                    token.text
+                ),
             ));
         }
         if let Some(other) = vocab.id(&token.text).filter(|&id| id != token.id) {
@@ -261,7 +313,15 @@ fn add_declared(config: &TokenizerConfig, vocab: &mut Vocab) -> Result<AddedToke
         if !in_model {
             let markup = token.special || looks_like_markup(&token.text);
             let text = token.text.as_str().into();
-            vocab.insert(token.id, Token { text, kind: Kind::Added, special: token.special, markup });
+            vocab.insert(
+                token.id,
+                Token {
+                    text,
+                    kind: Kind::Added,
+                    special: token.special,
+                    markup,
+                },
+            );
         }
         if !matched_by_model {
             added.push(token);

@@ -78,7 +78,10 @@ mod tests {
 
     #[test]
     fn a_broken_character_is_replaced_byte_by_byte_or_once() {
-        for (broken, expected) in [(Broken::EachByte, "\u{FFFD}\u{FFFD}A"), (Broken::EachPrefix, "\u{FFFD}A")] {
+        for (broken, expected) in [
+            (Broken::EachByte, "\u{FFFD}\u{FFFD}A"),
+            (Broken::EachPrefix, "\u{FFFD}A"),
+        ] {
             let mut stream = Utf8Stream::default();
             let mut out = String::new();
             for byte in [0xE4, 0xBD, 0x41] {

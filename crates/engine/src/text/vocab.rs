@@ -66,7 +66,9 @@ impl Vocab {
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = (u32, &Token)> {
-        (0..).zip(&self.tokens).filter_map(|(id, token)| Some((id, token.as_ref()?)))
+        (0..)
+            .zip(&self.tokens)
+            .filter_map(|(id, token)| Some((id, token.as_ref()?)))
     }
 
     pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Token> {
@@ -80,5 +82,8 @@ impl Vocab {
 /// anything else that was made a token by hand, such as `<C_A>` or `[INST]`, is markup.
 pub(super) fn looks_like_markup(text: &str) -> bool {
     let several = text.chars().nth(1).is_some();
-    several && !text.chars().all(|c| c.is_alphanumeric() || c.is_whitespace() || c == '\u{2581}')
+    several
+        && !text
+            .chars()
+            .all(|c| c.is_alphanumeric() || c.is_whitespace() || c == '\u{2581}')
 }

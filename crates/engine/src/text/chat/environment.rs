@@ -17,7 +17,12 @@ use super::NAME;
 /// An environment that holds `source`, compiled.
 pub(super) fn compile(source: &str) -> Result<Environment<'static>, Error> {
     let mut environment = Environment::new();
-    environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
+    environment.set_syntax(
+        SyntaxConfig::builder()
+            .trim_blocks(true)
+            .lstrip_blocks(true)
+            .build()?,
+    );
     environment.set_auto_escape_callback(|_| AutoEscape::None);
     environment.set_formatter(format_like_python);
     environment.set_unknown_method_callback(unknown_method_callback);
@@ -30,7 +35,8 @@ pub(super) fn compile(source: &str) -> Result<Environment<'static>, Error> {
 /// Makes `strftime_now` tell this time.
 pub(super) fn set_clock(environment: &mut Environment<'static>, now: SystemTime) {
     environment.add_function("strftime_now", move |format: &str| {
-        let invalid = |error: jiff::Error| Error::new(ErrorKind::InvalidOperation, format!("strftime_now: {error}"));
+        let invalid =
+            |error: jiff::Error| Error::new(ErrorKind::InvalidOperation, format!("strftime_now: {error}"));
         let now = Timestamp::try_from(now).map_err(invalid)?.to_zoned(TimeZone::UTC);
         strtime::format(format, &now).map_err(invalid)
     });
@@ -39,7 +45,9 @@ pub(super) fn set_clock(environment: &mut Environment<'static>, now: SystemTime)
 /// Whether the template's source has `word` as a string of its own.
 pub(super) fn names(environment: &Environment<'_>, template: &str, word: &str) -> bool {
     let plain = !word.is_empty() && word.chars().all(|c| c.is_alphanumeric() || c == '_' || c == '-');
-    let Ok(template) = environment.get_template(template) else { return false };
+    let Ok(template) = environment.get_template(template) else {
+        return false;
+    };
     let source = template.source();
     plain && (source.contains(&format!("'{word}'")) || source.contains(&format!("\"{word}\"")))
 }
@@ -79,7 +87,9 @@ fn raise_exception(message: String) -> Result<Value, Error> {
 /// Prints `True`, `False` and `None` as Python does.
 fn format_like_python(out: &mut Output<'_>, state: &mut State<'_, '_>, value: &Value) -> Result<(), Error> {
     match value.kind() {
-        ValueKind::Bool => out.write_str(if value.is_true() { "True" } else { "False" }).map_err(Error::from),
+        ValueKind::Bool => out
+            .write_str(if value.is_true() { "True" } else { "False" })
+            .map_err(Error::from),
         ValueKind::None => out.write_str("None").map_err(Error::from),
         _ => minijinja::escape_formatter(out, state, value),
     }
@@ -131,12 +141,27 @@ fn tojson(value: &Value, kwargs: Kwargs) -> Result<Value, Error> {
     let (item, key) = match separators.as_deref() {
         None => (if indent.is_some() { "," } else { ", " }, ": "),
         Some([item, key]) => (item.as_str(), key.as_str()),
-        Some(_) => return Err(Error::new(ErrorKind::InvalidOperation, "tojson: separators must be two strings")),
+        Some(_) => {
+            return Err(Error::new(
+                ErrorKind::InvalidOperation,
+                "tojson: separators must be two strings",
+            ));
+        }
     };
     if indent.is_some_and(|indent| indent > 16) {
-        return Err(Error::new(ErrorKind::InvalidOperation, "tojson: indent is more than 16"));
+        return Err(Error::new(
+            ErrorKind::InvalidOperation,
+            "tojson: indent is more than 16",
+        ));
     }
-    let mut writer = JsonWriter { out: String::new(), ensure_ascii, sort_keys, indent, item, key };
+    let mut writer = JsonWriter {
+        out: String::new(),
+        ensure_ascii,
+        sort_keys,
+        indent,
+        item,
+        key,
+    };
     writer.value(value, 0)?;
     Ok(Value::from(writer.out))
 }
@@ -153,7 +178,10 @@ struct JsonWriter<'a> {
 impl JsonWriter<'_> {
     fn value(&mut self, value: &Value, depth: usize) -> Result<(), Error> {
         if depth > 100 {
-            return Err(Error::new(ErrorKind::InvalidOperation, "tojson: nested too deeply"));
+            return Err(Error::new(
+                ErrorKind::InvalidOperation,
+                "tojson: nested too deeply",
+            ));
         }
         match value.kind() {
             ValueKind::None => self.out.push_str("null"),
@@ -163,7 +191,9 @@ impl JsonWriter<'_> {
             ValueKind::String => self.string(value.as_str().unwrap_or_default()),
             ValueKind::Seq | ValueKind::Iterable => {
                 let items: Vec<Value> = value.try_iter()?.collect();
-                self.block('[', ']', items.len(), depth, |this, index| this.value(&items[index], depth + 1))?;
+                self.block('[', ']', items.len(), depth, |this, index| {
+                    this.value(&items[index], depth + 1)
+                })?;
             }
             ValueKind::Map => {
                 let mut keys: Vec<Value> = value.try_iter()?.collect();

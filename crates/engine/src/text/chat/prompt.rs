@@ -33,8 +33,11 @@ impl Tokenizer {
         if spelling.is_empty() {
             return self.encode(&prompt, EncodeOptions::RENDERED);
         }
-        let strangers: Vec<usize> =
-            spelling.iter().copied().filter(|&index| messages[index].role != "assistant").collect();
+        let strangers: Vec<usize> = spelling
+            .iter()
+            .copied()
+            .filter(|&index| messages[index].role != "assistant")
+            .collect();
         let parts = match find(template, messages, options, &spelling, &prompt) {
             Some(parts) => Some(parts),
             None => find(template, messages, options, &strangers, &prompt),
@@ -55,7 +58,10 @@ impl Tokenizer {
         if !parsed.iter().any(|&id| self.is_markup(id)) {
             return Ok(false);
         }
-        let literal = EncodeOptions { add_special_tokens: false, markup: Markup::Literal };
+        let literal = EncodeOptions {
+            add_special_tokens: false,
+            markup: Markup::Literal,
+        };
         Ok(parsed != self.encode(text, literal)?)
     }
 }
@@ -84,7 +90,9 @@ fn find(
     let mut rest = rendered.as_str();
     while let Some(start) = rest.find('\u{FDD0}') {
         let (before, after) = rest.split_at(start);
-        let (stand_in, text) = stand_ins.iter().find(|(stand_in, _)| after.starts_with(stand_in))?;
+        let (stand_in, text) = stand_ins
+            .iter()
+            .find(|(stand_in, _)| after.starts_with(stand_in))?;
         parts.push((Markup::Parse, before.to_owned()));
         parts.push((Markup::Literal, (*text).to_owned()));
         rest = &after[stand_in.len()..];

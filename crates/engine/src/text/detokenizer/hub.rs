@@ -17,9 +17,15 @@ pub(crate) struct HubSpelling {
 /// A change to one token.
 #[derive(Debug)]
 pub(crate) enum PerToken {
-    Replace { pattern: String, content: String },
+    Replace {
+        pattern: String,
+        content: String,
+    },
     /// `replacement` becomes a space, or nothing in the first token if `drop_first`.
-    Metaspace { replacement: char, drop_first: bool },
+    Metaspace {
+        replacement: char,
+        drop_first: bool,
+    },
     Strip(Strip),
 }
 
@@ -57,7 +63,12 @@ pub(super) struct HubWriter {
 impl HubWriter {
     pub(super) fn new(spelling: &HubSpelling) -> Self {
         let strip_start = spelling.strip.map_or(0, |strip| strip.start);
-        Self { first: true, bytes: Utf8Stream::default(), strip_start, held: 0 }
+        Self {
+            first: true,
+            bytes: Utf8Stream::default(),
+            strip_start,
+            held: 0,
+        }
     }
 
     pub(super) fn push(&mut self, spelling: &HubSpelling, token: &str, out: &mut String) {
@@ -75,7 +86,9 @@ impl HubWriter {
         };
         let mut written = String::new();
         match (spelling.bytes, byte_of(token)) {
-            (Bytes::Level, _) => self.bytes.push(&level_bytes(token), Broken::EachPrefix, &mut written),
+            (Bytes::Level, _) => self
+                .bytes
+                .push(&level_bytes(token), Broken::EachPrefix, &mut written),
             (Bytes::Fallback, Some(byte)) => self.bytes.push(&[byte], Broken::EachByte, &mut written),
             (Bytes::Fallback | Bytes::Never, _) => {
                 self.bytes.flush(Broken::EachByte, &mut written);
@@ -100,7 +113,9 @@ impl HubWriter {
 
     /// Passes `text` on, less what the strip takes off.
     fn strip(&mut self, spelling: &HubSpelling, text: &str, out: &mut String) {
-        let Some(strip) = spelling.strip else { return out.push_str(text) };
+        let Some(strip) = spelling.strip else {
+            return out.push_str(text);
+        };
         let mut text = text;
         while self.strip_start > 0 && !text.is_empty() {
             match text.strip_prefix(strip.content) {
@@ -128,7 +143,10 @@ impl PerToken {
     fn apply(&self, token: &str, first: bool) -> String {
         match self {
             Self::Replace { pattern, content } => token.replace(pattern, content),
-            Self::Metaspace { replacement, drop_first } => {
+            Self::Metaspace {
+                replacement,
+                drop_first,
+            } => {
                 let space = if first && *drop_first { "" } else { " " };
                 token.replace(*replacement, space)
             }

@@ -11,7 +11,10 @@ const SUPPORTED: &str = "ByteLevel, or Metaspace, or a sequence of Replace, Stri
 /// The spelling that the file's `decoder` asks for.
 pub(super) fn spelling(json: &Json) -> Result<HubSpelling, TextError> {
     let Some(decoder) = json.get("decoder") else {
-        return Ok(HubSpelling { spaced: true, ..HubSpelling::default() });
+        return Ok(HubSpelling {
+            spaced: true,
+            ..HubSpelling::default()
+        });
     };
     let decoder = json.child("decoder", decoder);
     let mut reader = Reader::default();
@@ -37,7 +40,9 @@ struct Reader {
 
 impl Reader {
     fn step(&mut self, step: &Json) -> Result<(), TextError> {
-        let kind = step.str("type")?.ok_or_else(|| step.error("type", "is missing"))?;
+        let kind = step
+            .str("type")?
+            .ok_or_else(|| step.error("type", "is missing"))?;
         let one_by_one = !self.fused && self.spelling.bytes == Bytes::Never;
         match kind {
             "ByteLevel" if one_by_one => {
@@ -50,22 +55,38 @@ impl Reader {
                 let replacement = single_char(step, "replacement")?;
                 let scheme = step.str("prepend_scheme")?.unwrap_or("always");
                 let drop_first = scheme != "never" && step.bool("add_prefix_space")? != Some(false);
-                self.spelling.per_token.push(PerToken::Metaspace { replacement, drop_first });
+                self.spelling.per_token.push(PerToken::Metaspace {
+                    replacement,
+                    drop_first,
+                });
             }
             "Replace" if one_by_one => {
-                let pattern = step.get("pattern").and_then(|pattern| pattern.get("String")).and_then(Value::as_str);
+                let pattern = step
+                    .get("pattern")
+                    .and_then(|pattern| pattern.get("String"))
+                    .and_then(Value::as_str);
                 let pattern = pattern.filter(|pattern| !pattern.is_empty());
-                let pattern = pattern.ok_or_else(|| step.error("pattern", "is not a plain string"))?.to_owned();
-                let content = step.str("content")?.ok_or_else(|| step.error("content", "is missing"))?.to_owned();
-                self.spelling.per_token.push(PerToken::Replace { pattern, content });
+                let pattern = pattern
+                    .ok_or_else(|| step.error("pattern", "is not a plain string"))?
+                    .to_owned();
+                let content = step
+                    .str("content")?
+                    .ok_or_else(|| step.error("content", "is missing"))?
+                    .to_owned();
+                self.spelling
+                    .per_token
+                    .push(PerToken::Replace { pattern, content });
             }
             "Strip" => {
                 let count = |key: &str| {
                     let count = step.i64(key)?.unwrap_or(0);
                     usize::try_from(count).map_err(|_| step.error(key, format!("is {count}, not a count")))
                 };
-                let strip =
-                    Strip { content: single_char(step, "content")?, start: count("start")?, stop: count("stop")? };
+                let strip = Strip {
+                    content: single_char(step, "content")?,
+                    start: count("start")?,
+                    stop: count("stop")?,
+                };
                 if self.fused && self.spelling.strip.is_none() {
                     self.spelling.strip = Some(strip);
                 } else if one_by_one {

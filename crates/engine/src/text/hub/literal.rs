@@ -15,10 +15,20 @@ type Aliases = BTreeMap<String, String>;
 
 /// The file's value with all of `markup` hidden.
 pub(super) fn without_markup(json: &Json, markup: &BTreeSet<String>) -> Result<Value, TextError> {
-    let alias = |text: &String| (text.clone(), format!("\u{FDD0}{:032x}\u{FDD1}", rand::random::<u128>()));
+    let alias = |text: &String| {
+        (
+            text.clone(),
+            format!("\u{FDD0}{:032x}\u{FDD1}", rand::random::<u128>()),
+        )
+    };
     let aliases: Aliases = markup.iter().map(alias).collect();
     let mut value = json.value.clone();
-    for token in value.get_mut("added_tokens").and_then(Value::as_array_mut).into_iter().flatten() {
+    for token in value
+        .get_mut("added_tokens")
+        .and_then(Value::as_array_mut)
+        .into_iter()
+        .flatten()
+    {
         hide(token.get_mut("content"), &aliases);
     }
     let Some(Value::Object(model)) = value.get_mut("model") else {
@@ -33,7 +43,9 @@ pub(super) fn without_markup(json: &Json, markup: &BTreeSet<String>) -> Result<V
                 }
             }
         }
-        Some(Value::Array(pieces)) => pieces.iter_mut().for_each(|piece| hide(piece.get_mut(0), &aliases)),
+        Some(Value::Array(pieces)) => pieces
+            .iter_mut()
+            .for_each(|piece| hide(piece.get_mut(0), &aliases)),
         _ => return Err(json.error("model.vocab", "is neither an object nor a list")),
     }
     if let Some(Value::Array(merges)) = model.get_mut("merges") {

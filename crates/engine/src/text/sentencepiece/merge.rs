@@ -31,7 +31,9 @@ struct Pair {
 
 impl Ord for Pair {
     fn cmp(&self, other: &Self) -> Ordering {
-        self.score.total_cmp(&other.score).then(other.left.cmp(&self.left))
+        self.score
+            .total_cmp(&other.score)
+            .then(other.left.cmp(&self.left))
     }
 }
 
@@ -102,7 +104,12 @@ fn split(text: &[u8], frozen: &Symbols) -> Vec<Symbol> {
         start = range.end;
         let index = symbols.len();
         let next = (start < text.len()).then_some(index + 1);
-        symbols.push(Symbol { range, prev: index.checked_sub(1), next, frozen: matched.is_some() });
+        symbols.push(Symbol {
+            range,
+            prev: index.checked_sub(1),
+            next,
+            frozen: matched.is_some(),
+        });
     }
     symbols
 }
@@ -121,11 +128,18 @@ fn propose(
         return;
     }
     let range = a.range.start..b.range.end;
-    let Some(piece) = model.mergeable(&text[range.clone()]) else { return };
+    let Some(piece) = model.mergeable(&text[range.clone()]) else {
+        return;
+    };
     if piece.unused {
         halves.insert(piece.id, [a.range.clone(), b.range.clone()]);
     }
-    agenda.push(Pair { score: piece.score, left, right, n_bytes: range.len() });
+    agenda.push(Pair {
+        score: piece.score,
+        left,
+        right,
+        n_bytes: range.len(),
+    });
 }
 
 /// A piece marked unused guides merging but is no token: it falls apart into what it was merged from.

@@ -20,7 +20,10 @@ pub(super) struct Normalizer {
 impl Normalizer {
     /// `Err` holds what is wrong with the compiled rules.
     pub(super) fn new(spec: &NormalizerSpec, whitespace_as_suffix: bool) -> Result<Self, String> {
-        let rules = spec.precompiled_charsmap.as_deref().filter(|blob| !blob.is_empty());
+        let rules = spec
+            .precompiled_charsmap
+            .as_deref()
+            .filter(|blob| !blob.is_empty());
         Ok(Self {
             add_dummy_prefix: spec.add_dummy_prefix.unwrap_or(true),
             remove_extra_whitespaces: spec.remove_extra_whitespaces.unwrap_or(true),
@@ -48,7 +51,11 @@ impl Normalizer {
             return Vec::new();
         }
 
-        let space = if self.escape_whitespaces { SPACE.as_bytes() } else { b" " };
+        let space = if self.escape_whitespaces {
+            SPACE.as_bytes()
+        } else {
+            b" "
+        };
         let dummy = dummy_prefix && self.add_dummy_prefix;
         let mut out = Vec::with_capacity(text.len() + text.len() / 2);
         if dummy && !self.whitespace_as_suffix {
@@ -113,11 +120,19 @@ impl Rules {
         };
         let length = u32::from_le_bytes(*length) as usize;
         if length == 0 || length % 4 != 0 || length > rest.len() {
-            return Err(format!("announces a trie of {length} bytes and has {}", rest.len()));
+            return Err(format!(
+                "announces a trie of {length} bytes and has {}",
+                rest.len()
+            ));
         }
         let (trie, replacements) = rest.split_at(length);
-        let units = trie.chunks_exact(4).map(|unit| u32::from_le_bytes([unit[0], unit[1], unit[2], unit[3]]));
-        Ok(Self { units: units.collect(), replacements: replacements.to_vec() })
+        let units = trie
+            .chunks_exact(4)
+            .map(|unit| u32::from_le_bytes([unit[0], unit[1], unit[2], unit[3]]));
+        Ok(Self {
+            units: units.collect(),
+            replacements: replacements.to_vec(),
+        })
     }
 
     /// The replacement of the longest rule that matches the front of `text`, and that rule's length.
@@ -138,7 +153,10 @@ impl Rules {
         }
         let (start, length) = longest?;
         let replacement = self.replacements.get(start as usize..)?;
-        let end = replacement.iter().position(|&byte| byte == 0).unwrap_or(replacement.len());
+        let end = replacement
+            .iter()
+            .position(|&byte| byte == 0)
+            .unwrap_or(replacement.len());
         Some((&replacement[..end], length))
     }
 }

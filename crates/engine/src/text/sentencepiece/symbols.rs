@@ -9,7 +9,9 @@ pub(super) struct Symbols {
 }
 
 impl Symbols {
-    pub(super) fn new<'a>(symbols: impl IntoIterator<Item = &'a str>) -> Result<Self, aho_corasick::BuildError> {
+    pub(super) fn new<'a>(
+        symbols: impl IntoIterator<Item = &'a str>,
+    ) -> Result<Self, aho_corasick::BuildError> {
         let symbols: Vec<&str> = symbols.into_iter().collect();
         if symbols.is_empty() {
             return Ok(Self { automaton: None });
@@ -18,7 +20,9 @@ impl Symbols {
             .match_kind(MatchKind::LeftmostLongest)
             .start_kind(StartKind::Anchored)
             .build(symbols)?;
-        Ok(Self { automaton: Some(automaton) })
+        Ok(Self {
+            automaton: Some(automaton),
+        })
     }
 
     /// Length in bytes of the longest symbol that `text` has at `start`.

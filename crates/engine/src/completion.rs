@@ -1,0 +1,210 @@
+//! One completion's progress: from a row of logits to events.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::error::StepError;
+use crate::event::{Delta, FinishReason, Finished, Timings, TokenLogprob, TokenLogprobs, Usage};
+use crate::ids::TokenId;
+use crate::request::GenerateRequest;
+use crate::sampler::{Sampler, top_logprobs};
+use crate::stop::StopMatcher;
+use crate::text::{Detokenizer, Tokenizer};
+
+/// What completions of one engine share.
+#[derive(Clone, Debug)]
+pub(crate) struct Vocabulary {
+    pub(crate) tokenizer: Tokenizer,
+    pub(crate) eos_token_ids: Vec<TokenId>,
+    pub(crate) max_context: usize,
+}
+
+impl Vocabulary {
+    /// A row's log-probabilities as clients see them.
+    pub(crate) fn describe(&self, logits: &[f32], token: TokenId, n: u32) -> TokenLogprobs {
+        let describe = |id: TokenId, logprob: f32| TokenLogprob {
+            id,
+            logprob,
+            text: self.tokenizer.token_text(id).unwrap_or_default().to_owned(),
+        };
+        let (logprob, top) = top_logprobs(logits, token, n);
+        TokenLogprobs {
+            token: describe(token, logprob),
+            top: top
+                .into_iter()
+                .map(|(id, logprob)| describe(id, logprob))
+                .collect(),
+        }
+    }
+}
+
+/// One completion's progress.
+pub(crate) struct Completion {
+    index: u32,
+    request: Arc<GenerateRequest>,
+    sampler: Sampler,
+    /// Absent when nobody needs text.
+    text: Option<(Detokenizer, StopMatcher)>,
+    delta_text: String,
+    delta_tokens: Vec<TokenId>,
+    delta_logprobs: Vec<TokenLogprobs>,
+    n_generated: u32,
+    first_token_at: Option<Instant>,
+    last_token_at: Option<Instant>,
+    pub(crate) preemptions: u32,
+}
+
+/// What a token led to.
+pub(crate) struct Accepted {
+    pub(crate) token: TokenId,
+    /// To be sent now.
+    pub(crate) delta: Option<Delta>,
+    /// The completion has ended.
+    pub(crate) finish: Option<FinishReason>,
+}
+
+impl Completion {
+    pub(crate) fn new(request: Arc<GenerateRequest>, index: u32, vocabulary: &Vocabulary) -> Self {
+        let stopping = &request.stopping;
+        let needs_text = request.output.text || !stopping.stop.is_empty();
+        let text = needs_text.then(|| {
+            (
+                vocabulary
+                    .tokenizer
+                    .detokenizer(request.output.skip_special_tokens),
+                StopMatcher::new(stopping.stop.clone(), stopping.include_stop_str_in_output),
+            )
+        });
+        Self {
+            index,
+            sampler: Sampler::new(&request.sampling, index, &request.prompt),
+            request,
+            text,
+            delta_text: String::new(),
+            delta_tokens: Vec::new(),
+            delta_logprobs: Vec::new(),
+            n_generated: 0,
+            first_token_at: None,
+            last_token_at: None,
+            preemptions: 0,
+        }
+    }
+
+    /// Chooses the next token from its row of logits.
+    pub(crate) fn accept(
+        &mut self,
+        logits: &[f32],
+        vocabulary: &Vocabulary,
+        now: Instant,
+    ) -> Result<Accepted, StepError> {
+        let request = self.request.clone();
+        let stopping = &request.stopping;
+        let eos: &[TokenId] = if stopping.ignore_eos {
+            &[]
+        } else {
+            &vocabulary.eos_token_ids
+        };
+
+        let may_end = self.n_generated >= stopping.min_tokens;
+        let forbidden = if may_end {
+            Vec::new()
+        } else {
+            [eos, &stopping.stop_token_ids].concat()
+        };
+        let token = self.sampler.sample(&request.sampling, logits, &forbidden)?;
+        self.n_generated += 1;
+        self.first_token_at.get_or_insert(now);
+        self.last_token_at = Some(now);
+        if let Some(n) = request.output.logprobs {
+            self.delta_logprobs.push(vocabulary.describe(logits, token, n));
+        }
+        self.delta_tokens.push(token);
+
+        let ended = if may_end && stopping.stop_token_ids.contains(&token) {
+            Some(FinishReason::StopToken(token))
+        } else if may_end && eos.contains(&token) {
+            Some(FinishReason::Eos(token))
+        } else {
+            None
+        };
+        let n = self.n_generated;
+        let finish = ended
+            .or_else(|| self.push_text(token, may_end).map(FinishReason::StopString))
+            .or_else(|| (stopping.max_tokens == Some(n)).then_some(FinishReason::Length))
+            .or_else(|| {
+                let full = request.prompt.len() + n as usize >= vocabulary.max_context;
+                full.then_some(FinishReason::ContextFull)
+            });
+        if finish
+            .as_ref()
+            .is_some_and(|reason| !matches!(reason, FinishReason::StopString(_)))
+        {
+            self.flush_text();
+        }
+        let due = self.delta_tokens.len() >= request.output.stream_interval as usize;
+        let delta = (due || finish.is_some()).then(|| self.take_delta(now));
+        Ok(Accepted { token, delta, finish })
+    }
+
+    /// Takes a token's text; the stop string it completes, if any.
+    fn push_text(&mut self, token: TokenId, may_end: bool) -> Option<String> {
+        let (detokenizer, stop) = self.text.as_mut()?;
+        // A model's vocabulary may be padded beyond its tokenizer's: such a token has no text.
+        let text = detokenizer.push(token).unwrap_or_default();
+        if !may_end {
+            self.delta_text.push_str(text);
+            return None;
+        }
+        let scan = stop.push(text);
+        self.delta_text.push_str(&scan.text);
+        scan.matched
+    }
+
+    /// Nothing more follows: what was held back is shown.
+    fn flush_text(&mut self) {
+        if let Some((detokenizer, stop)) = self.text.as_mut() {
+            let scan = stop.push(detokenizer.finish());
+            self.delta_text.push_str(&scan.text);
+            self.delta_text.push_str(&stop.finish());
+        }
+    }
+
+    fn take_delta(&mut self, now: Instant) -> Delta {
+        let text = std::mem::take(&mut self.delta_text);
+        Delta {
+            at: now,
+            index: self.index,
+            text: if self.request.output.text {
+                text
+            } else {
+                String::new()
+            },
+            token_ids: std::mem::take(&mut self.delta_tokens),
+            logprobs: std::mem::take(&mut self.delta_logprobs),
+        }
+    }
+
+    /// The report at its end. `admitted`: when the request first got memory.
+    pub(crate) fn finished(&self, reason: FinishReason, admitted: Instant, now: Instant) -> Finished {
+        let arrived = self.request.arrived;
+        let first = self.first_token_at.unwrap_or(now);
+        let last = self.last_token_at.unwrap_or(now);
+        Finished {
+            index: self.index,
+            reason,
+            usage: Usage {
+                prompt_tokens: self.request.prompt.len(),
+                completion_tokens: self.n_generated as usize,
+                cached_tokens: 0,
+            },
+            timings: Timings {
+                queue: admitted.saturating_duration_since(arrived),
+                prefill: first.saturating_duration_since(admitted),
+                decode: last.saturating_duration_since(first),
+                time_to_first_token: first.saturating_duration_since(arrived),
+                total: now.saturating_duration_since(arrived),
+            },
+            preemptions: self.preemptions,
+        }
+    }
+}

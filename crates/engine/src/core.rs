@@ -1,0 +1,602 @@
+//! One step after another: schedule → forward → sample → emit. Synchronous; the clock is passed in.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::backend::EventSink;
+use crate::completion::{Completion, Vocabulary};
+use crate::config::EngineConfig;
+use crate::error::{RequestError, StepError};
+use crate::event::{Embedded, Event, PromptInfo, Timings, TokenLogprobs};
+use crate::ids::{RequestId, SeqId, TokenId};
+use crate::kv::SequenceCache;
+use crate::model::{CausalLm, Rows, StepBatch, StepEntry, Wants};
+use crate::pooler::Pooler;
+use crate::queue::{Place, Queue};
+use crate::rate::RateMeter;
+use crate::request::{GenerateRequest, Request};
+use crate::scheduler::{Plan, PlanItem, Scheduler, StepLimits};
+use crate::stats::{EngineStats, PoolStats, Totals};
+
+#[cfg(test)]
+mod tests;
+
+/// Logits of a prompt's tokens come to the host in chunks of at most this size.
+const MAX_PROMPT_LOGITS_BYTES: usize = 64 << 20;
+
+/// A request on its way in.
+#[derive(Debug)]
+pub(crate) struct Job {
+    pub(crate) request: Request,
+    pub(crate) sink: EventSink,
+    pub(crate) place: Place,
+}
+
+/// A request that was taken in: one input, or one prompt and its completions.
+struct Group {
+    id: RequestId,
+    sink: EventSink,
+    /// Given up at admission.
+    place: Option<Place>,
+    arrived: Instant,
+    admitted: Option<Instant>,
+    /// Its sequences that have not ended.
+    sequences: Vec<SeqId>,
+}
+
+/// A sequence's tokens, and what becomes of what the model says of them.
+struct Sequence {
+    group: u64,
+    tokens: Vec<TokenId>,
+    work: Work,
+}
+
+enum Work {
+    Generate {
+        request: Arc<GenerateRequest>,
+        completion: Box<Completion>,
+        /// Completions that begin when this one's prompt is computed.
+        siblings: Vec<SeqId>,
+        /// Of the prompt's tokens from the second on, while they are asked for.
+        prompt_logprobs: Option<Vec<TokenLogprobs>>,
+    },
+    Embed(Pooler),
+}
+
+/// An engine's whole state but its thread.
+pub(crate) struct EngineCore<M> {
+    model: M,
+    vocabulary: Vocabulary,
+    scheduler: Scheduler,
+    scrub_freed: bool,
+    groups: BTreeMap<u64, Group>,
+    sequences: BTreeMap<SeqId, Sequence>,
+    next_group: u64,
+    next_seq: u64,
+    queue: Queue,
+    n_unadmitted: usize,
+    totals: Totals,
+    decode_rate: RateMeter,
+    prefill_rate: RateMeter,
+    max_step_tokens: usize,
+    clock: Box<dyn Fn() -> Instant + Send>,
+}
+
+impl<M: CausalLm> EngineCore<M> {
+    pub(crate) fn new(
+        model: M,
+        vocabulary: Vocabulary,
+        config: &EngineConfig,
+        queue: Queue,
+        clock: impl Fn() -> Instant + Send + 'static,
+    ) -> Self {
+        let limits = StepLimits {
+            max_step_tokens: config.max_step_tokens,
+            prefill_chunk_tokens: config.prefill_chunk_tokens,
+        };
+        Self {
+            scheduler: Scheduler::new(limits, model.spec().cache),
+            model,
+            vocabulary,
+            scrub_freed: config.scrub_freed,
+            groups: BTreeMap::new(),
+            sequences: BTreeMap::new(),
+            next_group: 0,
+            next_seq: 0,
+            queue,
+            n_unadmitted: 0,
+            totals: Totals::default(),
+            decode_rate: RateMeter::default(),
+            prefill_rate: RateMeter::default(),
+            max_step_tokens: config.max_step_tokens,
+            clock: Box::new(clock),
+        }
+    }
+
+    /// Whether there is nothing to do.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.groups.is_empty()
+    }
+
+    /// Runs two tokens and a third through the model, as a request would, and forgets them.
+    pub(crate) fn warm_up(&mut self) -> Result<(), StepError> {
+        let token = self.vocabulary.eos_token_ids.first().copied().unwrap_or(0);
+        let id = SeqId(u64::MAX);
+        self.scheduler.add(id, 0, 2, 2);
+        let mut result = Ok(());
+        for tokens in [vec![token; 2], vec![token]] {
+            let plan = self.scheduler.plan(|_| {});
+            let Some(cache) = self.scheduler.cache(id) else {
+                break;
+            };
+            let start = plan.items.first().map_or(0, |item| item.start);
+            if start == 0 {
+                self.model.reset_slot(cache.slot());
+            }
+            let entry = StepEntry {
+                slot: cache.slot(),
+                tokens: &tokens,
+                start,
+                global: cache.global(),
+                window: cache.window(),
+                wants: Wants::AllLogits,
+            };
+            result = self
+                .model
+                .forward(&StepBatch { entries: &[entry] })
+                .and_then(|output| {
+                    let finite = output
+                        .entries
+                        .iter()
+                        .flat_map(Rows::iter)
+                        .flatten()
+                        .all(|l| l.is_finite());
+                    if finite { Ok(()) } else { Err(StepError::NotFinite) }
+                });
+            if result.is_err() {
+                break;
+            }
+            self.scheduler.commit(&plan);
+            self.scheduler.push_token(id);
+        }
+        let (model, scrub) = (&mut self.model, self.scrub_freed);
+        self.scheduler.remove(id, |cache| scrub_if(scrub, model, cache));
+        result
+    }
+
+    /// Takes a request in; it waits until there is memory for it.
+    pub(crate) fn submit(&mut self, job: Job) {
+        let Job { request, sink, place } = job;
+        let id = request.id().clone();
+        let first = self.next_seq_id();
+        let mut max_chunk = usize::MAX;
+        let (arrived, priority) = match &request {
+            Request::Embed(embed) => (embed.arrived, embed.priority),
+            Request::Generate(generate) => (generate.arrived, generate.priority),
+        };
+        let (tokens, work) = match request {
+            Request::Embed(embed) => (embed.tokens, Work::Embed(Pooler::new(embed.pooling))),
+            Request::Generate(request) => {
+                let request: Arc<GenerateRequest> = Arc::from(request);
+                if request.output.prompt_logprobs.is_some() {
+                    max_chunk = (MAX_PROMPT_LOGITS_BYTES / 4 / self.model.spec().vocab_size).max(1);
+                }
+                let work = Work::Generate {
+                    completion: Box::new(Completion::new(request.clone(), 0, &self.vocabulary)),
+                    siblings: (1..request.sampling.n).map(|_| self.next_seq_id()).collect(),
+                    prompt_logprobs: request.output.prompt_logprobs.map(|_| Vec::new()),
+                    request: request.clone(),
+                };
+                (request.prompt.clone(), work)
+            }
+        };
+        let group = self.next_group;
+        self.next_group += 1;
+        self.totals.requests += 1;
+        self.n_unadmitted += 1;
+        self.scheduler.add(first, priority, tokens.len(), max_chunk);
+        self.sequences.insert(first, Sequence { group, tokens, work });
+        let sequences = vec![first];
+        self.groups.insert(
+            group,
+            Group {
+                id,
+                sink,
+                place: Some(place),
+                arrived,
+                admitted: None,
+                sequences,
+            },
+        );
+    }
+
+    fn next_seq_id(&mut self) -> SeqId {
+        self.next_seq += 1;
+        SeqId(self.next_seq)
+    }
+
+    /// One step. Does nothing when there is nothing to do.
+    pub(crate) fn step(&mut self) {
+        self.drop_cancelled();
+        let began = (self.clock)();
+        let (model, scrub) = (&mut self.model, self.scrub_freed);
+        let plan = self.scheduler.plan(|cache| scrub_if(scrub, model, cache));
+        self.note_preempted(&plan.preempted);
+        self.admit(&plan.admitted, began);
+        if plan.items.is_empty() {
+            return;
+        }
+        let result = self.forward(&plan);
+        let now = (self.clock)();
+        self.totals.steps += 1;
+        match result {
+            Ok(outputs) => {
+                self.scheduler.commit(&plan);
+                self.record_rates(&plan, now - began);
+                for (item, rows) in plan.items.iter().zip(outputs) {
+                    self.take_output(item, rows, now);
+                }
+            }
+            Err(error) => {
+                tracing::error!(%error, sequences = plan.items.len(), "a step failed; its requests end");
+                for item in &plan.items {
+                    self.fail_sequence(item.id, &RequestError::StepFailed(error.to_string()));
+                }
+            }
+        }
+    }
+
+    /// What the model answers to a plan, one element per item.
+    fn forward(&mut self, plan: &Plan) -> Result<Vec<Rows>, StepError> {
+        let mut entries = Vec::with_capacity(plan.items.len());
+        for item in &plan.items {
+            let (Some(sequence), Some(cache)) = (self.sequences.get(&item.id), self.scheduler.cache(item.id))
+            else {
+                return Err(StepError::Compute(format!(
+                    "{:?} was planned without memory",
+                    item.id
+                )));
+            };
+            entries.push(StepEntry {
+                slot: cache.slot(),
+                tokens: &sequence.tokens[item.start..item.start + item.n_tokens],
+                start: item.start,
+                global: cache.global(),
+                window: cache.window(),
+                wants: sequence.wants(item),
+            });
+        }
+        let output = self.model.forward(&StepBatch { entries: &entries })?;
+        debug_assert_eq!(output.entries.len(), plan.items.len());
+        Ok(output.entries)
+    }
+
+    /// Frees the sequences whose clients have gone.
+    fn drop_cancelled(&mut self) {
+        let gone: Vec<u64> = self
+            .groups
+            .iter()
+            .filter(|(_, g)| g.sink.is_closed())
+            .map(|(id, _)| *id)
+            .collect();
+        for group in gone {
+            self.totals.cancelled += 1;
+            self.end_group(group);
+        }
+    }
+
+    /// Frees all that a request holds and returns it, for its last event.
+    fn end_group(&mut self, id: u64) -> Option<Group> {
+        let group = self.groups.remove(&id)?;
+        self.n_unadmitted -= usize::from(group.admitted.is_none());
+        for seq in &group.sequences {
+            self.end_sequence(*seq);
+        }
+        Some(group)
+    }
+
+    fn end_sequence(&mut self, id: SeqId) {
+        self.sequences.remove(&id);
+        let (model, scrub) = (&mut self.model, self.scrub_freed);
+        self.scheduler.remove(id, |cache| scrub_if(scrub, model, cache));
+    }
+
+    /// Ends the whole request of a sequence with an error.
+    fn fail_sequence(&mut self, id: SeqId, error: &RequestError) {
+        let Some(group) = self.sequences.get(&id).map(|s| s.group) else {
+            return;
+        };
+        if let Some(group) = self.end_group(group) {
+            tracing::warn!(id = %group.id, %error, "a request failed");
+            group.sink.fail(error.clone());
+        }
+    }
+
+    fn note_preempted(&mut self, preempted: &[SeqId]) {
+        for id in preempted {
+            self.totals.preemptions += 1;
+            match self.sequences.get_mut(id).map(|s| &mut s.work) {
+                Some(Work::Generate { completion, .. }) => completion.preemptions += 1,
+                Some(Work::Embed(pooler)) => pooler.reset(),
+                None => {}
+            }
+        }
+    }
+
+    /// Resets the slots of those who start from nothing, and tells clients who come for the first time.
+    fn admit(&mut self, admitted: &[SeqId], now: Instant) {
+        for id in admitted {
+            if let Some(cache) = self.scheduler.cache(*id) {
+                self.model.reset_slot(cache.slot());
+            }
+            let Some(sequence) = self.sequences.get(id) else {
+                continue;
+            };
+            let Some(group) = self.groups.get_mut(&sequence.group) else {
+                continue;
+            };
+            if group.admitted.is_some() {
+                continue;
+            }
+            group.admitted = Some(now);
+            group.place = None;
+            self.n_unadmitted -= 1;
+            self.totals.prompt_tokens += sequence.tokens.len() as u64;
+            if let Work::Generate {
+                prompt_logprobs: None,
+                ..
+            } = &sequence.work
+            {
+                // Whoever does not listen any more is noticed at the next step.
+                let _ = group
+                    .sink
+                    .send(group.prompt_event(sequence.tokens.len(), Vec::new()));
+            }
+        }
+    }
+
+    fn record_rates(&mut self, plan: &Plan, elapsed: std::time::Duration) {
+        let is_decode = |item: &&PlanItem| {
+            self.sequences.get(&item.id).is_some_and(|s| match &s.work {
+                Work::Generate { request, .. } => item.n_tokens == 1 && item.start >= request.prompt.len(),
+                Work::Embed(_) => false,
+            })
+        };
+        let decoded = plan.items.iter().filter(is_decode).count();
+        let total: usize = plan.items.iter().map(|item| item.n_tokens).sum();
+        let prefilled = total - decoded;
+        if decoded > 0 {
+            self.decode_rate.record(decoded, elapsed);
+        }
+        if prefilled > 0 {
+            self.prefill_rate.record(prefilled, elapsed);
+        }
+    }
+
+    /// Makes events of what the model answered to one item.
+    fn take_output(&mut self, item: &PlanItem, rows: Rows, now: Instant) {
+        let Some(sequence) = self.sequences.get_mut(&item.id) else {
+            return;
+        };
+        let Some(group) = self.groups.get_mut(&sequence.group) else {
+            return;
+        };
+        match &mut sequence.work {
+            Work::Embed(pooler) => {
+                pooler.push(item.n_tokens, rows);
+                if item.completes {
+                    let values = pooler.finish();
+                    let tokens = sequence.tokens.len();
+                    let group = sequence.group;
+                    self.finish_embedding(group, values, tokens, now);
+                }
+            }
+            Work::Generate {
+                request,
+                prompt_logprobs,
+                siblings,
+                ..
+            } => {
+                if let Some(gathered) = prompt_logprobs {
+                    let n = request.output.prompt_logprobs.unwrap_or(0);
+                    gather_prompt_logprobs(gathered, &request.prompt, item, &rows, n, &self.vocabulary);
+                }
+                if !item.completes {
+                    return;
+                }
+                if let Some(gathered) = prompt_logprobs.take() {
+                    let _ = group
+                        .sink
+                        .send(group.prompt_event(request.prompt.len(), gathered));
+                }
+                let siblings = std::mem::take(siblings);
+                let group = sequence.group;
+                let Some(logits) = rows.last() else { return };
+                for (sibling, index) in siblings.into_iter().zip(1..) {
+                    if let Err(error) = self.fork(item.id, sibling, index) {
+                        self.fail_sequence(item.id, &RequestError::StepFailed(error.to_string()));
+                        return;
+                    }
+                    self.take_token(group, sibling, logits, now);
+                }
+                self.take_token(group, item.id, logits, now);
+            }
+        }
+    }
+
+    fn finish_embedding(&mut self, group: u64, values: Vec<f32>, tokens: usize, now: Instant) {
+        let Some(group) = self.end_group(group) else {
+            return;
+        };
+        let admitted = group.admitted.unwrap_or(now);
+        let timings = Timings {
+            queue: admitted.saturating_duration_since(group.arrived),
+            prefill: now.saturating_duration_since(admitted),
+            total: now.saturating_duration_since(group.arrived),
+            ..Timings::default()
+        };
+        if group
+            .sink
+            .send(Event::Embedded(Embedded {
+                values,
+                tokens,
+                timings,
+            }))
+            .is_ok()
+        {
+            group.sink.finish();
+        }
+    }
+
+    /// Begins completion `index` of a prompt that `parent` has just computed.
+    fn fork(&mut self, parent: SeqId, child: SeqId, index: u32) -> Result<(), StepError> {
+        let Some(sequence) = self.sequences.get(&parent) else {
+            return Ok(());
+        };
+        let Work::Generate { request, .. } = &sequence.work else {
+            return Ok(());
+        };
+        let work = Work::Generate {
+            completion: Box::new(Completion::new(request.clone(), index, &self.vocabulary)),
+            request: request.clone(),
+            siblings: Vec::new(),
+            prompt_logprobs: None,
+        };
+        let child_sequence = Sequence {
+            group: sequence.group,
+            tokens: sequence.tokens.clone(),
+            work,
+        };
+        if let Some(group) = self.groups.get_mut(&sequence.group) {
+            group.sequences.push(child);
+        }
+        self.sequences.insert(child, child_sequence);
+        match self.scheduler.fork(parent, child) {
+            Some(copy) => self.model.copy(&copy.as_copy()),
+            None => Ok(()), // no room now: it waits, and computes the prompt for itself
+        }
+    }
+
+    /// Chooses a sequence's next token and tells its client.
+    fn take_token(&mut self, group_id: u64, id: SeqId, logits: &[f32], now: Instant) {
+        let Some(sequence) = self.sequences.get_mut(&id) else {
+            return;
+        };
+        let Some(group) = self.groups.get_mut(&group_id) else {
+            return;
+        };
+        let Work::Generate { completion, .. } = &mut sequence.work else {
+            return;
+        };
+        let accepted = match completion.accept(logits, &self.vocabulary, now) {
+            Ok(accepted) => accepted,
+            Err(error) => return self.fail_sequence(id, &RequestError::StepFailed(error.to_string())),
+        };
+        self.totals.generated_tokens += 1;
+        let mut sent = accepted
+            .delta
+            .map_or(Ok(()), |delta| group.sink.send(Event::Delta(delta)));
+        let Some(reason) = accepted.finish else {
+            sequence.tokens.push(accepted.token);
+            self.scheduler.push_token(id);
+            if sent.is_err() {
+                self.end_group(group_id);
+            }
+            return;
+        };
+        let finished = completion.finished(reason, group.admitted.unwrap_or(now), now);
+        sent = sent.and_then(|()| group.sink.send(Event::Finished(finished)));
+        group.sequences.retain(|seq| *seq != id);
+        let was_last = group.sequences.is_empty();
+        self.end_sequence(id);
+        if (was_last || sent.is_err())
+            && let Some(group) = self.end_group(group_id)
+            && sent.is_ok()
+        {
+            group.sink.finish();
+        }
+    }
+
+    /// Load and counters, now.
+    pub(crate) fn stats(&self, draining: bool) -> EngineStats {
+        let accounts = self.scheduler.accounts();
+        let plan = accounts.plan();
+        let pool = |pool: &crate::kv::Pool, block_bytes| PoolStats {
+            used: pool.n_used(),
+            total: pool.total(),
+            block_tokens: plan.block_tokens,
+            block_bytes,
+        };
+        EngineStats {
+            running: self.scheduler.n_running(),
+            waiting: self.queue.requests() + self.scheduler.n_waiting().saturating_sub(self.n_unadmitted),
+            waiting_tokens: self.queue.tokens(),
+            global: pool(accounts.global(), plan.global_block_bytes),
+            window: pool(accounts.window(), plan.window_block_bytes),
+            slots_used: accounts.slots().n_used(),
+            slots_total: accounts.slots().total(),
+            window_tokens: plan.window_tokens,
+            window_rows_peak: self.scheduler.window_rows_peak(),
+            max_step_tokens: self.max_step_tokens,
+            totals: self.totals,
+            decode_rate: self.decode_rate.per_second(),
+            prefill_rate: self.prefill_rate.per_second(),
+            draining,
+        }
+    }
+}
+
+impl Group {
+    fn prompt_event(&self, prompt_tokens: usize, prompt_logprobs: Vec<TokenLogprobs>) -> Event {
+        let queue = self
+            .admitted
+            .map_or_else(Default::default, |at| at.saturating_duration_since(self.arrived));
+        Event::Prompt(PromptInfo {
+            prompt_tokens,
+            cached_tokens: 0,
+            queue,
+            prompt_logprobs,
+        })
+    }
+}
+
+impl Sequence {
+    /// What is needed of the model for an item of this sequence.
+    fn wants(&self, item: &PlanItem) -> Wants {
+        match &self.work {
+            Work::Embed(pooler) => pooler
+                .wants(item.start, item.completes)
+                .map_or(Wants::Nothing, Wants::Hidden),
+            Work::Generate {
+                prompt_logprobs: Some(_),
+                ..
+            } => Wants::AllLogits,
+            Work::Generate { .. } if item.completes => Wants::LastLogits,
+            Work::Generate { .. } => Wants::Nothing,
+        }
+    }
+}
+
+/// Takes what rows of logits say of the prompt's tokens behind them, each once.
+fn gather_prompt_logprobs(
+    gathered: &mut Vec<TokenLogprobs>,
+    prompt: &[TokenId],
+    item: &PlanItem,
+    rows: &Rows,
+    n: u32,
+    vocabulary: &Vocabulary,
+) {
+    for (position, logits) in (item.start..).zip(rows.iter()) {
+        let is_next = position == gathered.len();
+        if let (true, Some(token)) = (is_next, prompt.get(position + 1)) {
+            gathered.push(vocabulary.describe(logits, *token, n));
+        }
+    }
+}
+
+fn scrub_if<M: CausalLm>(scrub: bool, model: &mut M, cache: &SequenceCache) {
+    if scrub {
+        model.scrub(&cache.as_freed());
+    }
+}

@@ -1,0 +1,140 @@
+//! What the rest of the process holds of an engine.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use async_trait::async_trait;
+use tokio::sync::{oneshot, watch};
+
+use crate::backend::{Backend, BackendInfo, EventSink, EventStream};
+use crate::completion::Vocabulary;
+use crate::config::EngineConfig;
+use crate::core::{EngineCore, Job};
+use crate::error::{LoadError, SubmitError};
+use crate::model::CausalLm;
+use crate::queue::Queue;
+use crate::request::Request;
+use crate::stats::EngineStats;
+use crate::worker::{self, Command};
+
+/// A running engine. The last clone to go ends it, with whatever still runs, and joins its thread.
+#[derive(Clone)]
+pub struct EngineHandle(Arc<Inner>);
+
+struct Inner {
+    info: BackendInfo,
+    /// `None` only while the handle is being dropped.
+    inbox: Option<mpsc::Sender<Command>>,
+    stats: watch::Receiver<EngineStats>,
+    queue: Queue,
+    draining: Arc<AtomicBool>,
+    event_buffer: usize,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl EngineHandle {
+    /// Warms a model up and starts the thread that owns it.
+    ///
+    /// `vocab_size`, `hidden_size` and `max_context` of `info` are taken from the model and its cache plan.
+    pub fn start(
+        model: impl CausalLm + 'static,
+        mut info: BackendInfo,
+        config: &EngineConfig,
+    ) -> Result<Self, LoadError> {
+        config.validate()?;
+        let spec = model.spec();
+        let context = spec.max_context.min(config.max_context.unwrap_or(usize::MAX));
+        info.vocab_size = spec.vocab_size;
+        info.hidden_size = spec.hidden_size;
+        info.max_context = spec.cache.longest_sequence(context);
+        let vocabulary = Vocabulary {
+            tokenizer: info.tokenizer.clone(),
+            eos_token_ids: info.eos_token_ids.clone(),
+            max_context: info.max_context,
+        };
+        let queue = Queue::new(config.max_waiting, config.max_waiting_tokens);
+        let mut core = EngineCore::new(model, vocabulary, config, queue.clone(), Instant::now);
+        core.warm_up()?;
+
+        let draining = Arc::new(AtomicBool::new(false));
+        let (stats_tx, stats) = watch::channel(core.stats(false));
+        let (inbox, commands) = mpsc::channel();
+        let thread = std::thread::Builder::new()
+            .name(format!("engine-{}", info.name))
+            .spawn({
+                let draining = draining.clone();
+                move || {
+                    let run = AssertUnwindSafe(|| worker::run(core, &commands, &stats_tx, &draining));
+                    if std::panic::catch_unwind(run).is_err() {
+                        tracing::error!(
+                            "the engine's thread panicked; its requests end, and no more are taken"
+                        );
+                    }
+                }
+            })
+            .map_err(|e| LoadError::Compute(format!("cannot start the engine's thread: {e}")))?;
+        Ok(Self(Arc::new(Inner {
+            info,
+            inbox: Some(inbox),
+            stats,
+            queue,
+            draining,
+            event_buffer: config.event_buffer,
+            thread: Mutex::new(Some(thread)),
+        })))
+    }
+
+    fn send(&self, command: Command) -> Result<(), SubmitError> {
+        let inbox = self.0.inbox.as_ref().ok_or(SubmitError::Dead)?;
+        inbox.send(command).map_err(|_| SubmitError::Dead)
+    }
+}
+
+#[async_trait]
+impl Backend for EngineHandle {
+    fn info(&self) -> &BackendInfo {
+        &self.0.info
+    }
+
+    fn submit(&self, request: Request) -> Result<EventStream, SubmitError> {
+        let inner = &self.0;
+        if inner.draining.load(Ordering::Relaxed) {
+            return Err(SubmitError::Draining);
+        }
+        let (vocab_size, max_context) = (inner.info.vocab_size, inner.info.max_context);
+        match &request {
+            Request::Generate(generate) => generate.check_against(vocab_size, max_context)?,
+            Request::Embed(embed) => embed.check_against(vocab_size, max_context)?,
+        }
+        let prefill_rate = inner.stats.borrow().prefill_rate;
+        let place = inner.queue.enter(request.tokens().len(), prefill_rate)?;
+        let (sink, stream) = EventSink::channel(inner.event_buffer);
+        self.send(Command::Submit(Box::new(Job { request, sink, place })))?;
+        Ok(stream)
+    }
+
+    fn stats(&self) -> watch::Receiver<EngineStats> {
+        self.0.stats.clone()
+    }
+
+    async fn drain(&self) {
+        self.0.draining.store(true, Ordering::Relaxed);
+        let (tx, rx) = oneshot::channel();
+        if self.send(Command::Drain(tx)).is_ok() {
+            let _ = rx.await; // an engine that died has nothing left to do either
+        }
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.inbox = None;
+        let thread = self.thread.get_mut().ok().and_then(Option::take);
+        if let Some(thread) = thread {
+            let _ = thread.join(); // its panics are caught and logged inside
+        }
+    }
+}
