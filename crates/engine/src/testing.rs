@@ -101,13 +101,12 @@ impl FakeModel {
                 },
             )
             .collect();
-        for position in (entry.start + 1).saturating_sub(self.spec.cache.window_tokens)..entry.start {
+        let oldest = (entry.start + 1)
+            .saturating_sub(self.spec.cache.window_tokens)
+            .min(entry.start);
+        for (position, token) in tokens.iter().enumerate().skip(oldest) {
             let row = self.window[self.window_row(entry.window, position)];
-            assert_eq!(
-                row,
-                Some((position, tokens[position])),
-                "ring row of position {position}"
-            );
+            assert_eq!(row, Some((position, *token)), "ring row of position {position}");
         }
         let last = entry
             .start
