@@ -3,6 +3,8 @@
 use clap::{Parser, Subcommand};
 
 mod codegen;
+mod golden;
+mod make_model;
 
 #[derive(Parser)]
 #[command(name = "xtask", about = "The project's chores")]
@@ -19,10 +21,16 @@ enum Command {
         #[arg(long)]
         check: bool,
     },
+    /// Make tests/golden anew with mlx-lm; needs python3 and its package index.
+    Golden,
+    /// Write a checkpoint with random weights.
+    MakeModel(make_model::Args),
 }
 
 fn main() -> anyhow::Result<()> {
     match Args::parse().command {
         Command::Codegen { check } => codegen::run(check),
+        Command::Golden => golden::run(),
+        Command::MakeModel(args) => make_model::run(args),
     }
 }
