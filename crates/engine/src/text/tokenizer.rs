@@ -77,12 +77,17 @@ struct Around {
 
 #[derive(Debug)]
 enum Model {
-    SentencePiece {
-        model: SentencePiece,
-        added: AddedTokens,
-        dummy_prefix_once: bool,
-    },
+    SentencePiece(Box<WithAdded>),
     Hub(Box<Hub>),
+}
+
+/// A SentencePiece model and the tokens that are found before it sees a text.
+#[derive(Debug)]
+struct WithAdded {
+    model: SentencePiece,
+    added: AddedTokens,
+    /// The model's space mark goes before the text's first character only, not behind every added token.
+    dummy_prefix_once: bool,
 }
 
 impl Tokenizer {
@@ -110,11 +115,12 @@ impl Tokenizer {
         } else if let Some((model, mut vocab, spelling)) = SentencePiece::from_dir(dir)? {
             let added = add_declared(&config, &mut vocab)?;
             let around = Some(around(dir, &config, &vocab)?);
-            let model = Model::SentencePiece {
+            let dummy_prefix_once = config.legacy == Some(false);
+            let model = Model::SentencePiece(Box::new(WithAdded {
                 model,
                 added,
-                dummy_prefix_once: config.legacy == Some(false),
-            };
+                dummy_prefix_once,
+            }));
             Inner {
                 vocab,
                 model,
@@ -170,11 +176,12 @@ impl Tokenizer {
     ) -> Result<(), TextError> {
         match &self.inner.model {
             Model::Hub(hub) => hub.encode(text, markup, special_by_model, ids)?,
-            Model::SentencePiece {
-                model,
-                added,
-                dummy_prefix_once,
-            } => {
+            Model::SentencePiece(with_added) => {
+                let WithAdded {
+                    model,
+                    added,
+                    dummy_prefix_once,
+                } = &**with_added;
                 for (start, part) in added.split(text, markup) {
                     match part {
                         Part::Token(id) => ids.push(id),

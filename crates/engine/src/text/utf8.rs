@@ -72,7 +72,8 @@ mod tests {
                 stream.push(portion, Broken::EachPrefix, &mut out);
             }
             stream.flush(Broken::EachPrefix, &mut out);
-            prop_assert_eq!(out, String::from_utf8_lossy(&portions.concat()));
+            let whole = portions.concat();
+            prop_assert_eq!(out, String::from_utf8_lossy(&whole));
         }
     }
 

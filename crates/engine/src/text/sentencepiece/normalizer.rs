@@ -119,7 +119,7 @@ impl Rules {
             return Err(format!("has {} bytes, too few for a table", blob.len()));
         };
         let length = u32::from_le_bytes(*length) as usize;
-        if length == 0 || length % 4 != 0 || length > rest.len() {
+        if length == 0 || !length.is_multiple_of(4) || length > rest.len() {
             return Err(format!(
                 "announces a trie of {length} bytes and has {}",
                 rest.len()

@@ -1,0 +1,8 @@
+//! Text in and out of ids, against golden data of the reference libraries (`fixtures/text/make.py`).
+
+#[path = "text/loading.rs"]
+mod loading;
+#[path = "text/sentencepiece.rs"]
+mod sentencepiece;
+#[path = "text/support.rs"]
+mod support;
