@@ -25,6 +25,9 @@ mod tests;
 /// Logits of a prompt's tokens come to the host in chunks of at most this size.
 const MAX_PROMPT_LOGITS_BYTES: usize = 64 << 20;
 
+/// Failed steps, with none between that did not fail, after which the model is given up. Two are one bad request.
+const MAX_FAILURES_IN_A_ROW: u32 = 8;
+
 /// A request on its way in.
 #[derive(Debug)]
 pub(crate) struct Job {
@@ -80,6 +83,7 @@ pub(crate) struct EngineCore<M> {
     decode_rate: RateMeter,
     prefill_rate: RateMeter,
     max_step_tokens: usize,
+    failures_in_a_row: u32,
     clock: Box<dyn Fn() -> Instant + Send>,
 }
 
@@ -110,8 +114,14 @@ impl<M: CausalLm> EngineCore<M> {
             decode_rate: RateMeter::default(),
             prefill_rate: RateMeter::default(),
             max_step_tokens: config.max_step_tokens,
+            failures_in_a_row: 0,
             clock: Box::new(clock),
         }
+    }
+
+    /// Whether step after step fails, so that it is the model and not a request.
+    pub(crate) fn is_broken(&self) -> bool {
+        self.failures_in_a_row >= MAX_FAILURES_IN_A_ROW
     }
 
     /// Whether there is nothing to do.
@@ -232,19 +242,33 @@ impl<M: CausalLm> EngineCore<M> {
         self.totals.steps += 1;
         match result {
             Ok(outputs) => {
+                self.failures_in_a_row = 0;
                 self.scheduler.commit(&plan);
                 self.record_rates(&plan, now - began);
                 for (item, rows) in plan.items.iter().zip(outputs) {
                     self.take_output(item, rows, now);
                 }
             }
-            Err(error) => {
-                tracing::error!(%error, sequences = plan.items.len(), "a step failed; its requests end");
-                for item in &plan.items {
-                    self.fail_sequence(item.id, &RequestError::StepFailed(error.to_string()));
-                }
-            }
+            Err(error) => self.isolate(&plan, &error),
         }
+    }
+
+    /// A step failed: whoever failed alone, for the second time, is refused; the others are computed again, each
+    /// alone, so that one request cannot harm another.
+    fn isolate(&mut self, plan: &Plan, error: &StepError) {
+        tracing::error!(%error, sequences = plan.items.len(), "a step failed");
+        self.failures_in_a_row += 1;
+        if let [item] = plan.items[..]
+            && self.scheduler.is_suspect(item.id)
+        {
+            self.fail_sequence(item.id, &RequestError::StepFailed(error.to_string()));
+            return;
+        }
+        let (model, scrub) = (&mut self.model, self.scrub_freed);
+        let preempted = self
+            .scheduler
+            .suspect(plan, |cache| scrub_if(scrub, model, cache));
+        self.note_preempted(&preempted);
     }
 
     /// What the model answers to a plan, one element per item.

@@ -75,6 +75,8 @@ pub(crate) struct Scheduler {
     sequences: BTreeMap<SeqId, Progress>,
     running: BTreeSet<Rank>,
     waiting: BTreeSet<Rank>,
+    /// Who was part of a failed step and has not been computed since.
+    suspects: BTreeSet<Rank>,
     window_rows_peak: usize,
 }
 
@@ -86,6 +88,7 @@ impl Scheduler {
             sequences: BTreeMap::new(),
             running: BTreeSet::new(),
             waiting: BTreeSet::new(),
+            suspects: BTreeSet::new(),
             window_rows_peak: 0,
         }
     }
@@ -163,6 +166,7 @@ impl Scheduler {
         };
         self.running.remove(&progress.rank);
         self.waiting.remove(&progress.rank);
+        self.suspects.remove(&progress.rank);
         if let Some(cache) = progress.cache {
             scrub(&cache);
             self.accounts.close(cache);
@@ -172,6 +176,10 @@ impl Scheduler {
     /// Plans a step and takes the memory it needs. `scrub` sees what preempted sequences give back.
     pub(crate) fn plan(&mut self, mut scrub: impl FnMut(&SequenceCache)) -> Plan {
         let mut plan = Plan::default();
+        if let Some(suspect) = self.suspects.first().copied() {
+            self.plan_alone(suspect, &mut plan, &mut scrub);
+            return plan;
+        }
         let mut budget = self.limits.max_step_tokens;
 
         let decodes_then_prefills = {
@@ -211,20 +219,72 @@ impl Scheduler {
             if progress.preempted && !self.running.is_empty() && !self.accounts.fits(progress.len, 1) {
                 break;
             }
-            let Some(cache) = self.accounts.open(n_tokens) else {
+            if !self.admit(rank, n_tokens, &mut plan) {
                 break;
-            };
-            if let Some(progress) = self.sequences.get_mut(&rank.id) {
-                progress.cache = Some(cache);
-                progress.preempted = false;
             }
-            self.waiting.remove(&rank);
-            self.running.insert(rank);
-            plan.admitted.push(rank.id);
             budget -= n_tokens;
             self.push_item(rank.id, n_tokens, &mut plan);
         }
         plan
+    }
+
+    /// Gives a waiting sequence a slot, and memory for its first tokens, if there is any.
+    fn admit(&mut self, rank: Rank, n_tokens: usize, plan: &mut Plan) -> bool {
+        let Some(progress) = self.sequences.get_mut(&rank.id) else {
+            return false;
+        };
+        let Some(cache) = self.accounts.open(n_tokens) else {
+            return false;
+        };
+        progress.cache = Some(cache);
+        progress.preempted = false;
+        self.waiting.remove(&rank);
+        self.running.insert(rank);
+        plan.admitted.push(rank.id);
+        true
+    }
+
+    /// Plans a step of one sequence, whatever its rank; the others make room for it.
+    fn plan_alone(&mut self, rank: Rank, plan: &mut Plan, scrub: &mut impl FnMut(&SequenceCache)) {
+        let progress = &self.sequences[&rank.id];
+        let budget = progress.chunk.min(self.limits.max_step_tokens);
+        let n_tokens = (progress.len - progress.computed).min(budget);
+        let end = progress.computed + n_tokens;
+        loop {
+            let progress = self.sequences.get_mut(&rank.id);
+            let has_room = match progress.and_then(|p| p.cache.as_mut()) {
+                Some(cache) => self.accounts.grow(cache, end),
+                None => self.admit(rank, n_tokens, plan),
+            };
+            if has_room {
+                return self.push_item(rank.id, n_tokens, plan);
+            }
+            let lowest_other = self.running.iter().rev().find(|other| **other != rank).copied();
+            let Some(other) = lowest_other else { return };
+            self.preempt(other, plan, scrub);
+        }
+    }
+
+    /// A step failed. Its sequences give everything back and are computed again, each alone, until it is known
+    /// whose fault it was. `scrub` sees what they give back.
+    pub(crate) fn suspect(&mut self, failed: &Plan, mut scrub: impl FnMut(&SequenceCache)) -> Vec<SeqId> {
+        let mut preempted = Plan::default();
+        for item in &failed.items {
+            let Some(progress) = self.sequences.get(&item.id) else {
+                continue;
+            };
+            let rank = progress.rank;
+            self.suspects.insert(rank);
+            self.preempt(rank, &mut preempted, &mut scrub);
+        }
+        preempted.preempted
+    }
+
+    /// Whether a sequence was part of a failed step and has not been computed since.
+    pub(crate) fn is_suspect(&self, id: SeqId) -> bool {
+        self.sequences
+            .get(&id)
+            .is_some_and(|p| self.suspects.contains(&p.rank))
     }
 
     fn push_item(&mut self, id: SeqId, n_tokens: usize, plan: &mut Plan) {
@@ -293,6 +353,9 @@ impl Scheduler {
         for item in &plan.items {
             if let Some(progress) = self.sequences.get_mut(&item.id) {
                 progress.computed = item.start + item.n_tokens;
+                if item.completes {
+                    self.suspects.remove(&progress.rank);
+                }
             }
         }
     }

@@ -90,7 +90,8 @@ mod tests {
 
     #[test]
     fn a_stop_string_is_found_across_pieces_and_never_shown() {
-        let table: &[(&[&str], &[&str], &str, Option<&str>)] = &[
+        type Case<'a> = (&'a [&'a str], &'a [&'a str], &'a str, Option<&'a str>);
+        let table: &[Case<'_>] = &[
             (&["END"], &["abc E", "N", "D tail"], "abc ", Some("END")),
             (&["END"], &["abc EN", "X"], "abc ENX", None),
             (&["END"], &["EEN", "D"], "E", Some("END")),

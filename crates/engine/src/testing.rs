@@ -46,6 +46,7 @@ pub struct FakeModel {
     last: Vec<Row>,
     n_steps: u64,
     hook: Option<StepHook>,
+    poison: Option<TokenId>,
 }
 
 impl FakeModel {
@@ -73,7 +74,14 @@ impl FakeModel {
             },
             n_steps: 0,
             hook: None,
+            poison: None,
         })
+    }
+
+    /// Fails every step that has `token` among its tokens.
+    pub fn with_poison(mut self, token: TokenId) -> Self {
+        self.poison = Some(token);
+        self
     }
 
     /// Calls `hook` before every step.
@@ -144,6 +152,12 @@ impl CausalLm for FakeModel {
         self.n_steps += 1;
         if let Some(hook) = &mut self.hook {
             hook(step)?;
+        }
+        if self
+            .poison
+            .is_some_and(|poison| batch.entries.iter().any(|e| e.tokens.contains(&poison)))
+        {
+            return Err(StepError::Compute("poisoned".into()));
         }
         let entries = batch
             .entries

@@ -19,7 +19,7 @@ pub(crate) enum Command {
     Drain(oneshot::Sender<()>),
 }
 
-/// Runs until every sender of `inbox` is gone; what then still runs ends with it.
+/// Runs until every sender of `inbox` is gone, or the model fails at every step; what then still runs ends with it.
 ///
 /// A panic in a step drops the core: every request's sink ends its stream, and `stats` has no sender any more.
 pub(crate) fn run<M: CausalLm>(
@@ -48,6 +48,10 @@ pub(crate) fn run<M: CausalLm>(
             }
         }
         core.step();
+        if core.is_broken() {
+            tracing::error!("every step fails; the engine gives up");
+            return;
+        }
     }
 }
 

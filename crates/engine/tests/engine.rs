@@ -1,5 +1,7 @@
 //! The engine with its thread, as the server holds it.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests may fail loudly too")]
+
 use std::sync::mpsc;
 use std::time::Instant;
 
@@ -9,7 +11,7 @@ use baichuan_engine::request::{
 };
 use baichuan_engine::testing::{FakeOptions, StepHook, fake_engine};
 use baichuan_engine::{
-    Backend, EngineConfig, EngineHandle, EventStream, RequestError, RequestId, SubmitError,
+    Backend, EngineConfig, EngineHandle, EventStream, RequestError, RequestId, StepError, SubmitError,
 };
 
 fn engine(hook: Option<StepHook>, config: EngineConfig) -> EngineHandle {
@@ -82,6 +84,26 @@ async fn a_panicking_step_ends_every_request_once_and_the_engine_is_dead() {
     while stats.changed().await.is_ok() {}
     assert!(matches!(engine.submit(request(1)), Err(SubmitError::Dead)));
     engine.drain().await;
+}
+
+#[tokio::test]
+async fn a_model_that_fails_at_every_step_is_given_up() {
+    let hook = |step| {
+        if step < 4 {
+            Ok(())
+        } else {
+            Err(StepError::Compute("planted".into()))
+        }
+    };
+    let engine = engine(Some(Box::new(hook)), EngineConfig::default());
+    let mut ends = Vec::new();
+    while let Ok(stream) = engine.submit(request(50)) {
+        ends.push(last(stream).await);
+        assert!(ends.len() <= 5, "two failures a request, eight in all");
+    }
+    assert!(ends.contains(&Event::Failed(RequestError::StepFailed("planted".into()))));
+    assert!(ends.iter().all(|end| matches!(end, Event::Failed(_))));
+    assert!(matches!(engine.submit(request(1)), Err(SubmitError::Dead)));
 }
 
 #[tokio::test]
@@ -173,7 +195,7 @@ async fn the_last_handle_ends_the_engine_and_its_requests() {
 
 #[test]
 fn a_model_that_answers_nonsense_does_not_start() {
-    let hook = |_| Err(baichuan_engine::StepError::NotFinite);
+    let hook = |_| Err(StepError::NotFinite);
     let options = FakeOptions {
         hook: Some(Box::new(hook)),
         ..FakeOptions::default()

@@ -417,28 +417,66 @@ fn a_dropped_stream_frees_its_blocks_at_the_next_step() {
     assert_eq!(bench.core.stats(false).totals.cancelled, 2);
 }
 
-#[test]
-fn a_failed_step_ends_its_requests_with_one_error_and_the_engine_goes_on() {
-    let config = config(1000, 1000, 4, 64);
-    let hook = |step| {
-        if step == 2 {
-            Err(StepError::Compute("boom".into()))
-        } else {
-            Ok(())
-        }
-    };
-    let model = FakeModel::new(&config, MAX_CONTEXT, 10)
+/// An engine whose model fails where `hook` says so.
+fn failing(config: &EngineConfig, hook: impl FnMut(u64) -> Result<(), StepError> + Send + 'static) -> Bench {
+    let model = FakeModel::new(config, MAX_CONTEXT, 10)
         .unwrap()
         .with_hook(Box::new(hook));
-    let mut bench = Bench::with_model(&config, model);
-    let failing = bench.submit(request(generate(&[1], greedy(), max_tokens(9))));
+    Bench::with_model(config, model)
+}
+
+#[test]
+fn a_step_that_fails_once_costs_nobody_anything() {
+    let mut bench = failing(&config(30, 12, 4, 8), |step| match step {
+        5 | 20 => Err(StepError::OutOfMemory("planted".into())),
+        _ => Ok(()),
+    });
+    let prompts: Vec<Vec<TokenId>> = (1..5).map(|n| (0..n * 9).collect()).collect();
+    let ids: Vec<u64> = prompts
+        .iter()
+        .map(|p| bench.submit(request(generate(p, greedy(), max_tokens(12)))))
+        .collect();
     bench.run();
-    let last = bench.seen[&failing].last().unwrap();
-    assert_eq!(last, &Event::Failed(RequestError::StepFailed("boom".into())));
+    for (id, prompt) in ids.iter().zip(&prompts) {
+        assert_eq!(tokens(&bench.seen[id], 0), greedy_tokens(prompt, 12));
+        assert_eq!(finished(&bench.seen[id], 0).reason, FinishReason::Length);
+    }
     bench.assert_empty();
-    let next = bench.submit(request(generate(&[1], greedy(), max_tokens(9))));
+}
+
+#[test]
+fn a_request_that_fails_every_step_it_is_in_is_refused_alone() {
+    const POISON: TokenId = 255;
+    let config = config(1000, 1000, 8, 16);
+    let model = FakeModel::new(&config, MAX_CONTEXT, 10)
+        .unwrap()
+        .with_poison(POISON);
+    let mut bench = Bench::with_model(&config, model);
+    let clean = SamplingOptions {
+        bad_token_ids: vec![POISON],
+        ..greedy()
+    };
+    let prompts: Vec<Vec<TokenId>> = (1..4).map(|n| (0..n * 9).collect()).collect();
+    let mut ids: Vec<u64> = prompts
+        .iter()
+        .map(|p| bench.submit(request(generate(p, clean.clone(), max_tokens(12)))))
+        .collect();
+    bench.step();
+    let poisoned = bench.submit(request(generate(&[1, 2, POISON], clean.clone(), max_tokens(12))));
     bench.run();
-    assert_eq!(tokens(&bench.seen[&next], 0), greedy_tokens(&[1], 9));
+    let ends: Vec<_> = bench.seen[&poisoned]
+        .iter()
+        .filter(|e| matches!(e, Event::Failed(_)))
+        .collect();
+    assert_eq!(
+        ends,
+        [&Event::Failed(RequestError::StepFailed("poisoned".into()))]
+    );
+    for (id, prompt) in ids.drain(..).zip(&prompts) {
+        let solo = Bench::one(&roomy(), request(generate(prompt, clean.clone(), max_tokens(12))));
+        assert_eq!(tokens(&bench.seen[&id], 0), tokens(&solo, 0));
+    }
+    bench.assert_empty();
 }
 
 #[test]
