@@ -8,8 +8,8 @@ use crate::backend::EventSink;
 use crate::completion::{Completion, Vocabulary};
 use crate::config::EngineConfig;
 use crate::error::{RequestError, StepError};
-use crate::event::{Embedded, Event, PromptInfo, Timings, TokenLogprobs};
-use crate::ids::{RequestId, SeqId, TokenId};
+use crate::event::{Embedded, Event, Timings};
+use crate::ids::SeqId;
 use crate::kv::SequenceCache;
 use crate::model::{CausalLm, Rows, StepBatch, StepEntry, Wants};
 use crate::pooler::Pooler;
@@ -19,6 +19,9 @@ use crate::request::{GenerateRequest, Request};
 use crate::scheduler::{Plan, PlanItem, Scheduler, StepLimits};
 use crate::stats::{EngineStats, PoolStats, Totals};
 
+use self::state::{Group, Sequence, Work, gather_prompt_logprobs};
+
+mod state;
 #[cfg(test)]
 mod tests;
 
@@ -34,37 +37,6 @@ pub(crate) struct Job {
     pub(crate) request: Request,
     pub(crate) sink: EventSink,
     pub(crate) place: Place,
-}
-
-/// A request that was taken in: one input, or one prompt and its completions.
-struct Group {
-    id: RequestId,
-    sink: EventSink,
-    /// Given up at admission.
-    place: Option<Place>,
-    arrived: Instant,
-    admitted: Option<Instant>,
-    /// Its sequences that have not ended.
-    sequences: Vec<SeqId>,
-}
-
-/// A sequence's tokens, and what becomes of what the model says of them.
-struct Sequence {
-    group: u64,
-    tokens: Vec<TokenId>,
-    work: Work,
-}
-
-enum Work {
-    Generate {
-        request: Arc<GenerateRequest>,
-        completion: Box<Completion>,
-        /// Completions that begin when this one's prompt is computed.
-        siblings: Vec<SeqId>,
-        /// Of the prompt's tokens from the second on, while they are asked for.
-        prompt_logprobs: Option<Vec<TokenLogprobs>>,
-    },
-    Embed(Pooler),
 }
 
 /// An engine's whole state but its thread.
@@ -567,54 +539,6 @@ impl<M: CausalLm> EngineCore<M> {
             decode_rate: self.decode_rate.per_second(),
             prefill_rate: self.prefill_rate.per_second(),
             draining,
-        }
-    }
-}
-
-impl Group {
-    fn prompt_event(&self, prompt_tokens: usize, prompt_logprobs: Vec<TokenLogprobs>) -> Event {
-        let queue = self
-            .admitted
-            .map_or_else(Default::default, |at| at.saturating_duration_since(self.arrived));
-        Event::Prompt(PromptInfo {
-            prompt_tokens,
-            cached_tokens: 0,
-            queue,
-            prompt_logprobs,
-        })
-    }
-}
-
-impl Sequence {
-    /// What is needed of the model for an item of this sequence.
-    fn wants(&self, item: &PlanItem) -> Wants {
-        match &self.work {
-            Work::Embed(pooler) => pooler
-                .wants(item.start, item.completes)
-                .map_or(Wants::Nothing, Wants::Hidden),
-            Work::Generate {
-                prompt_logprobs: Some(_),
-                ..
-            } => Wants::AllLogits,
-            Work::Generate { .. } if item.completes => Wants::LastLogits,
-            Work::Generate { .. } => Wants::Nothing,
-        }
-    }
-}
-
-/// Takes what rows of logits say of the prompt's tokens behind them, each once.
-fn gather_prompt_logprobs(
-    gathered: &mut Vec<TokenLogprobs>,
-    prompt: &[TokenId],
-    item: &PlanItem,
-    rows: &Rows,
-    n: u32,
-    vocabulary: &Vocabulary,
-) {
-    for (position, logits) in (item.start..).zip(rows.iter()) {
-        let is_next = position == gathered.len();
-        if let (true, Some(token)) = (is_next, prompt.get(position + 1)) {
-            gathered.push(vocabulary.describe(logits, *token, n));
         }
     }
 }
