@@ -1,0 +1,91 @@
+"""Starts the real server on a free port, and counts which RPCs a test called."""
+
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from baichuan.v1 import admin_pb2_grpc, control_pb2_grpc, inference_pb2_grpc, model_pb2_grpc
+
+READINESS = "baichuan.v1.InferenceService"
+STARTUP_SECONDS = 120
+DRAIN_SECONDS = 60
+
+
+class Server:
+    """The binary with the checkpoint named by the environment; a context manager."""
+
+    def __init__(self, *settings):
+        self.port = _free_port()
+        self.address = f"127.0.0.1:{self.port}"
+        self.log = tempfile.NamedTemporaryFile("w+", suffix=".log")
+        command = [
+            os.environ["BAICHUAN_SERVER_BINARY"], "serve",
+            "--model", os.environ["BAICHUAN_CHECKPOINT"], "--model-name", "m1",
+            "--listen", self.address, "--set", "listen.admin=off", "--set", "engine.cache.context_tokens=8192",
+        ]
+        for setting in settings:
+            command += ["--set", setting]
+        env = {k: v for k, v in os.environ.items() if not k.startswith("BAICHUAN_")}
+        self.process = subprocess.Popen(command, stdout=self.log, stderr=subprocess.STDOUT, env=env)
+        self.channel = grpc.insecure_channel(self.address)
+        self.inference = inference_pb2_grpc.InferenceServiceStub(self.channel)
+        self.models = model_pb2_grpc.ModelServiceStub(self.channel)
+        self.control = control_pb2_grpc.ControlServiceStub(self.channel)
+        self.admin = admin_pb2_grpc.AdminServiceStub(self.channel)
+        self.health = health_pb2_grpc.HealthStub(self.channel)
+
+    def __enter__(self):
+        try:
+            self._wait_until_ready()
+        except BaseException:
+            self.process.kill()
+            self.process.wait()
+            raise
+        return self
+
+    def __exit__(self, *_):
+        self.channel.close()
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        self.log.close()
+
+    def terminate(self):
+        """SIGTERM."""
+        self.process.send_signal(signal.SIGTERM)
+
+    def wait(self):
+        """The exit code once it has ended by itself."""
+        return self.process.wait(timeout=DRAIN_SECONDS)
+
+    def _wait_until_ready(self):
+        deadline = time.monotonic() + STARTUP_SECONDS
+        while time.monotonic() < deadline:
+            if self.process.poll() is not None:
+                raise RuntimeError(f"the server exited with {self.process.returncode}:\n{self._said()}")
+            try:
+                request = health_pb2.HealthCheckRequest(service=READINESS)
+                remaining = deadline - time.monotonic()
+                for answer in self.health.Watch(request, wait_for_ready=True, timeout=remaining):
+                    if answer.status == health_pb2.HealthCheckResponse.SERVING:
+                        return
+            except grpc.RpcError as error:
+                if error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+                    raise
+        raise RuntimeError(f"the server was not ready after {STARTUP_SECONDS} s:\n{self._said()}")
+
+    def _said(self):
+        return pathlib.Path(self.log.name).read_text()
+
+
+def _free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
