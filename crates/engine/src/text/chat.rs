@@ -144,14 +144,16 @@ impl ChatTemplate {
         let mut open = before.to_vec();
         open.push(Message::new(&*last.role, format!("{}{OPEN_END} ", last.content)));
         let mut prompt = self.run(&open, options)?;
+        let unusable = |what: &str| TextError::Messages {
+            problem: format!("the chat template {what} the last one, so it cannot be continued"),
+        };
         let end = prompt
             .rfind(OPEN_END)
             .filter(|_| prompt.contains(last.content.trim()));
-        let Some(end) = end else {
-            let problem =
-                "the chat template drops or rewrites the last one, so it cannot be continued".to_owned();
-            return Err(TextError::Messages { problem });
-        };
+        let end = end.ok_or_else(|| unusable("drops or rewrites"))?;
+        if prompt[..end].contains(OPEN_END) {
+            return Err(unusable("repeats"));
+        }
         let keeps_spaces = prompt[end + OPEN_END.len()..].starts_with(' ');
         prompt.truncate(end);
         if !keeps_spaces {
@@ -216,14 +218,12 @@ impl ChatTemplate {
             .special
             .iter()
             .map(|(key, text)| (key, JinjaValue::from(text)));
-        let context: JinjaValue = named
-            .chain([
-                ("messages", messages.iter().map(message_value).collect()),
-                ("add_generation_prompt", options.add_generation_prompt.into()),
-                ("tools", ().into()),
-                ("documents", ().into()),
-            ])
-            .collect();
+        let context = JinjaValue::from_pairs(named.chain([
+            ("messages", messages.iter().map(message_value).collect()),
+            ("add_generation_prompt", options.add_generation_prompt.into()),
+            ("tools", ().into()),
+            ("documents", ().into()),
+        ]));
 
         let mut output = Bounded {
             bytes: Vec::new(),
@@ -273,12 +273,7 @@ fn no_messages() -> TextError {
 }
 
 fn message_value(message: &Message) -> JinjaValue {
-    [
-        ("role", JinjaValue::from(&*message.role)),
-        ("content", JinjaValue::from(&*message.content)),
-    ]
-    .into_iter()
-    .collect()
+    JinjaValue::from_pairs([("role", &*message.role), ("content", &*message.content)])
 }
 
 fn template_error(name: &str, error: &minijinja::Error) -> TextError {
