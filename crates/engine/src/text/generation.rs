@@ -66,7 +66,7 @@ fn number(json: &Json, key: &str, in_range: fn(f32) -> bool, range: &str) -> Res
     };
     let narrow = value as f32;
     if !narrow.is_finite() || !in_range(narrow) {
-        return Err(json.error(key, format!("is {value}, must be {range}")));
+        return Err(json.error(key, format!("is {value:?}, must be {range}")));
     }
     Ok(Some(narrow))
 }

@@ -4,8 +4,15 @@
 //! what, so messages that spell markup are rendered a second time with a stand-in for their text. Where
 //! putting the texts back gives the first rendering again, the stand-ins have shown where the messages are.
 
+use std::collections::HashMap;
+
 use super::{ChatTemplate, Message, RenderOptions};
 use crate::text::{EncodeOptions, Markup, TextError, Tokenizer};
+
+/// Around a stand-in: a character that Unicode keeps for internal use.
+const MARK: char = '\u{FDD0}';
+/// Length of a stand-in: 128 random bits in hexadecimal between two marks.
+const STAND_IN_BYTES: usize = 32 + 2 * MARK.len_utf8();
 
 impl Tokenizer {
     /// Renders `messages` and encodes the prompt. Special tokens are the template's: those that a message
@@ -76,28 +83,29 @@ fn find(
     prompt: &str,
 ) -> Option<Vec<(Markup, String)>> {
     let mut disguised = messages.to_vec();
-    let mut stand_ins = Vec::with_capacity(indices.len());
+    let mut stand_ins = HashMap::with_capacity(indices.len());
     for &index in indices {
         let content = &messages[index].content;
         let text = content.trim();
-        let stand_in = format!("\u{FDD0}{:032x}\u{FDD1}", rand::random::<u128>());
+        let stand_in = format!("{MARK}{:032x}{MARK}", rand::random::<u128>());
         disguised[index].content = content.replacen(text, &stand_in, 1);
-        stand_ins.push((stand_in, text));
+        stand_ins.insert(stand_in, text);
     }
     let rendered = template.render(&disguised, options).ok()?;
 
     let mut parts = Vec::new();
-    let mut rest = rendered.as_str();
-    while let Some(start) = rest.find('\u{FDD0}') {
-        let (before, after) = rest.split_at(start);
-        let (stand_in, text) = stand_ins
-            .iter()
-            .find(|(stand_in, _)| after.starts_with(stand_in))?;
-        parts.push((Markup::Parse, before.to_owned()));
-        parts.push((Markup::Literal, (*text).to_owned()));
-        rest = &after[stand_in.len()..];
+    let (mut done, mut at) = (0, 0);
+    while let Some(found) = rendered[at..].find(MARK) {
+        let start = at + found;
+        at = start + MARK.len_utf8();
+        let end = start + STAND_IN_BYTES;
+        if let Some(text) = rendered.get(start..end).and_then(|here| stand_ins.get(here)) {
+            parts.push((Markup::Parse, rendered[done..start].to_owned()));
+            parts.push((Markup::Literal, (*text).to_owned()));
+            (done, at) = (end, end);
+        }
     }
-    parts.push((Markup::Parse, rest.to_owned()));
+    parts.push((Markup::Parse, rendered[done..].to_owned()));
     let restored: String = parts.iter().map(|(_, text)| text.as_str()).collect();
     (restored == prompt).then_some(parts)
 }
