@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
+import grpc_tools
 import numpy as np
 from grpc_tools import protoc
 
@@ -36,7 +37,9 @@ def generate_stubs() -> None:
     """Compiles /proto into a temporary folder and makes it importable."""
     out = tempfile.mkdtemp(prefix="baichuan-proto-")
     files = sorted(str(f.relative_to(PROTO)) for f in PROTO.rglob("*.proto"))
-    if protoc.main(["protoc", f"-I{PROTO}", f"--python_out={out}", f"--grpc_python_out={out}", *files]) != 0:
+    well_known = Path(grpc_tools.__file__).parent / "_proto"
+    includes = [f"-I{PROTO}", f"-I{well_known}"]
+    if protoc.main(["protoc", *includes, f"--python_out={out}", f"--grpc_python_out={out}", *files]) != 0:
         raise SystemExit(f"protoc refused the files under {PROTO}")
     sys.path.insert(0, out)
 
