@@ -12,6 +12,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use baichuan_engine::Dtype;
 use serde_json::json;
 
 use crate::config::{BaichuanConfig, ConfigError};
@@ -25,7 +26,7 @@ pub struct Recipe {
     /// The shapes.
     pub preset: Preset,
     /// Type of the weights on disk.
-    pub dtype: StoredType,
+    pub dtype: Dtype,
     /// Seed of all weights.
     pub seed: u64,
     /// Number of safetensors files; more than one comes with an index.
@@ -36,28 +37,6 @@ pub struct Recipe {
     pub sliding_layers: Option<Vec<usize>>,
     /// Taps of the convolution; absent: 2.
     pub conv_window: Option<usize>,
-}
-
-/// A type that weights are stored in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum StoredType {
-    /// 32-bit IEEE.
-    F32,
-    /// 16-bit IEEE.
-    F16,
-    /// The upper half of a 32-bit IEEE number.
-    Bf16,
-}
-
-impl StoredType {
-    /// As `torch_dtype` spells it.
-    fn torch_name(self) -> &'static str {
-        match self {
-            Self::F32 => "float32",
-            Self::F16 => "float16",
-            Self::Bf16 => "bfloat16",
-        }
-    }
 }
 
 /// Why a checkpoint was not written.
@@ -89,7 +68,7 @@ impl Recipe {
     pub fn new(preset: Preset) -> Self {
         Self {
             preset,
-            dtype: StoredType::Bf16,
+            dtype: Dtype::Bf16,
             seed: 0,
             shards: 1,
             window: None,
@@ -136,7 +115,7 @@ impl Recipe {
 
     fn config_json(&self) -> serde_json::Value {
         let mut config = self.preset.config();
-        config["torch_dtype"] = self.dtype.torch_name().into();
+        config["torch_dtype"] = torch_name(self.dtype).into();
         if let Some(window) = self.window {
             config["sliding_window"] = window.into();
         }
@@ -147,6 +126,15 @@ impl Recipe {
             config["conv_window"] = taps.into();
         }
         config
+    }
+}
+
+/// As `torch_dtype` spells it.
+fn torch_name(dtype: Dtype) -> &'static str {
+    match dtype {
+        Dtype::F32 => "float32",
+        Dtype::F16 => "float16",
+        Dtype::Bf16 => "bfloat16",
     }
 }
 

@@ -17,7 +17,7 @@ use serde::Deserialize;
 use crate::config::BaichuanConfig;
 use crate::layout::{self, TensorSpec};
 
-pub use convert::{Element, Stored};
+pub use convert::{Element, Stored, Values};
 pub use error::WeightsError;
 use file::TensorFile;
 
@@ -47,9 +47,9 @@ impl Weights {
         } else if dir.join(INDEX).exists() {
             Self::of_index(dir)?
         } else {
-            return Err(WeightsError::NoWeights { dir: dir.to_owned() });
+            return Err(WeightsError::NoWeights);
         };
-        weights.check(dir, &layout::all(config))?;
+        weights.check(&layout::all(config))?;
         Ok(weights)
     }
 
@@ -123,7 +123,7 @@ impl Weights {
     }
 
     /// Holds what is there against what must be there, and counts its bytes.
-    fn check(&mut self, dir: &Path, specs: &[TensorSpec]) -> Result<(), WeightsError> {
+    fn check(&mut self, specs: &[TensorSpec]) -> Result<(), WeightsError> {
         let expected: HashMap<&str, &TensorSpec> =
             specs.iter().map(|spec| (spec.name.as_str(), spec)).collect();
         for stored in self.files.iter().flat_map(TensorFile::tensors) {
@@ -156,11 +156,7 @@ impl Weights {
             None => Ok(()),
             Some(TensorSpec { name, shape, .. }) => {
                 let (tensor, shape) = (name.clone(), shape.clone());
-                Err(WeightsError::Missing {
-                    dir: dir.to_owned(),
-                    tensor,
-                    shape,
-                })
+                Err(WeightsError::Missing { tensor, shape })
             }
         }
     }

@@ -2,7 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use baichuan_m1::random::{Preset, Recipe, StoredType};
+use baichuan_engine::Dtype;
+use baichuan_m1::random::{Preset, Recipe};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -15,7 +16,7 @@ pub(crate) struct Args {
     #[arg(long)]
     out: Option<PathBuf>,
     /// Type of the weights on disk.
-    #[arg(long, value_enum, default_value = "bf16")]
+    #[arg(long, default_value = "bf16", value_parser = dtypes())]
     dtype: Dtype,
     /// Seed of the weights.
     #[arg(long, default_value_t = 0)]
@@ -34,19 +35,18 @@ pub(crate) struct Args {
     conv_window: Option<usize>,
 }
 
-#[derive(Clone, Copy, clap::ValueEnum)]
-enum Dtype {
-    F32,
-    F16,
-    Bf16,
-}
-
 #[derive(Clone)]
 struct Layers(Vec<usize>);
 
 fn presets() -> impl TypedValueParser<Value = Preset> {
     PossibleValuesParser::new(Preset::ALL.map(Preset::name))
         .try_map(|name| Preset::from_name(&name).ok_or("no such preset"))
+}
+
+fn dtypes() -> impl TypedValueParser<Value = Dtype> {
+    let all = [Dtype::F32, Dtype::F16, Dtype::Bf16];
+    PossibleValuesParser::new(all.map(Dtype::name))
+        .try_map(move |name| all.into_iter().find(|dtype| dtype.name() == name).ok_or("no such type"))
 }
 
 fn parse_layers(text: &str) -> Result<Layers, std::num::ParseIntError> {
@@ -64,11 +64,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/models");
     let out = args.out.unwrap_or_else(|| models.join(args.preset.name()));
     let recipe = Recipe {
-        dtype: match args.dtype {
-            Dtype::F32 => StoredType::F32,
-            Dtype::F16 => StoredType::F16,
-            Dtype::Bf16 => StoredType::Bf16,
-        },
+        dtype: args.dtype,
         seed: args.seed,
         shards: args.shards,
         window: args.window,

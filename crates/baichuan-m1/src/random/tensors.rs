@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
 
+use baichuan_engine::Dtype;
 use half::{bf16, f16};
 use rand::RngCore;
 use rand_chacha::ChaCha8Rng;
@@ -12,7 +13,7 @@ use rand_chacha::rand_core::SeedableRng;
 use rayon::prelude::*;
 use serde_json::{Value, json};
 
-use super::{RandomError, Recipe, StoredType};
+use super::{RandomError, Recipe};
 use crate::config::BaichuanConfig;
 use crate::layout::{self, Role, TensorSpec};
 
@@ -29,7 +30,7 @@ pub(super) fn write(
     progress: &dyn Fn(u64, u64),
 ) -> Result<(), RandomError> {
     let specs = layout::all(config);
-    let element_bytes = if recipe.dtype == StoredType::F32 { 4 } else { 2 };
+    let element_bytes = recipe.dtype.bytes();
     let total: u64 = specs
         .iter()
         .map(|spec| (spec.n_elements() * element_bytes) as u64)
@@ -94,11 +95,11 @@ fn write_file(
     file.into_inner()?.sync_all()
 }
 
-fn header(specs: &[TensorSpec], dtype: StoredType, element_bytes: usize) -> Value {
+fn header(specs: &[TensorSpec], dtype: Dtype, element_bytes: usize) -> Value {
     let dtype = match dtype {
-        StoredType::F32 => "F32",
-        StoredType::F16 => "F16",
-        StoredType::Bf16 => "BF16",
+        Dtype::F32 => "F32",
+        Dtype::F16 => "F16",
+        Dtype::Bf16 => "BF16",
     };
     let mut header = json!({"__metadata__": {"format": "pt"}});
     let mut start = 0;
@@ -118,9 +119,9 @@ fn draw(recipe: &Recipe, tensor: u64, spec: &TensorSpec, chunk: usize) -> Vec<u8
     let (mean, deviation) = distribution(spec);
     let values = (0..count).map(|_| mean + deviation * roughly_normal(&mut rng));
     match recipe.dtype {
-        StoredType::F32 => values.flat_map(f32::to_le_bytes).collect(),
-        StoredType::F16 => values.flat_map(|x| f16::from_f32(x).to_le_bytes()).collect(),
-        StoredType::Bf16 => values.flat_map(|x| bf16::from_f32(x).to_le_bytes()).collect(),
+        Dtype::F32 => values.flat_map(f32::to_le_bytes).collect(),
+        Dtype::F16 => values.flat_map(|x| f16::from_f32(x).to_le_bytes()).collect(),
+        Dtype::Bf16 => values.flat_map(|x| bf16::from_f32(x).to_le_bytes()).collect(),
     }
 }
 

@@ -14,7 +14,7 @@ fn written(recipe: &Recipe) -> (tempfile::TempDir, BaichuanConfig) {
 
 #[test]
 fn every_type_and_number_of_files_opens_as_a_whole_checkpoint() {
-    for dtype in [StoredType::F32, StoredType::F16, StoredType::Bf16] {
+    for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
         for shards in [1, 3] {
             let (folder, config) = written(&Recipe {
                 dtype,
@@ -26,10 +26,7 @@ fn every_type_and_number_of_files_opens_as_a_whole_checkpoint() {
                 .iter()
                 .map(|spec| spec.n_elements())
                 .sum();
-            assert_eq!(
-                weights.total_bytes(),
-                (n * if dtype == StoredType::F32 { 4 } else { 2 }) as u64
-            );
+            assert_eq!(weights.total_bytes(), (n * dtype.bytes()) as u64);
         }
     }
 }
@@ -51,7 +48,7 @@ fn a_seed_fixes_every_byte_and_another_seed_changes_them() {
 #[test]
 fn weights_have_the_mean_and_deviation_of_their_role() {
     let (folder, config) = written(&Recipe {
-        dtype: StoredType::F32,
+        dtype: Dtype::F32,
         ..Recipe::new(Preset::Tiny)
     });
     let weights = Weights::open(folder.path(), &config).unwrap();

@@ -1,8 +1,8 @@
 //! Numbers as stored, turned into numbers as kept, and refused when they are not numbers.
 
+use baichuan_engine::Dtype;
 use half::{bf16, f16};
 use rayon::prelude::*;
-use safetensors::Dtype;
 
 use super::WeightsError;
 use super::file::StoredTensor;
@@ -45,6 +45,17 @@ impl Element for f16 {
     }
 }
 
+/// The values of a tensor in one of the types that weights are kept in, row-major.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Values {
+    /// 32-bit IEEE.
+    F32(Vec<f32>),
+    /// 16-bit IEEE.
+    F16(Vec<f16>),
+    /// The upper half of a 32-bit IEEE number.
+    Bf16(Vec<bf16>),
+}
+
 /// A tensor of a checkpoint, not read yet.
 #[derive(Clone, Copy)]
 pub struct Stored<'a>(StoredTensor<'a>);
@@ -57,14 +68,23 @@ impl<'a> Stored<'a> {
         Self(tensor)
     }
 
-    /// Size on disk.
-    pub fn n_bytes(&self) -> u64 {
-        self.0.bytes.len() as u64
+    /// Name on disk.
+    pub fn name(&self) -> &'a str {
+        self.0.name
     }
 
-    /// The type on disk, one of F32, F16 and BF16.
+    /// Values as they are on disk, little-endian.
+    pub fn bytes(&self) -> &'a [u8] {
+        self.0.bytes
+    }
+
+    /// The type on disk.
     pub fn dtype(&self) -> Dtype {
-        self.0.dtype
+        match self.0.dtype {
+            safetensors::Dtype::F16 => Dtype::F16,
+            safetensors::Dtype::BF16 => Dtype::Bf16,
+            _ => Dtype::F32,
+        }
     }
 
     /// All values in row-major order. A value that is, or becomes, NaN or infinite is an error.
@@ -72,17 +92,30 @@ impl<'a> Stored<'a> {
         self.convert_rows(|_| {})
     }
 
-    /// As [`Self::to_vec`], each row divided by its L2 norm: in f32, then rounded to the type on disk, as the
+    /// As [`Self::to_vec`], in a type known at run time.
+    pub fn values(&self, dtype: Dtype) -> Result<Values, WeightsError> {
+        self.convert(dtype, |_| {})
+    }
+
+    /// As [`Self::values`], each row divided by its L2 norm: in f32, then rounded to the type on disk, as the
     /// model's authors do with their output head when they load it.
-    pub fn to_normalised_vec<T: Element>(&self) -> Result<Vec<T>, WeightsError> {
-        let round = match self.0.dtype {
+    pub fn normalised(&self, dtype: Dtype) -> Result<Values, WeightsError> {
+        let round = match self.dtype() {
             Dtype::F16 => |x| f16::from_f32(x).to_f32(),
-            Dtype::BF16 => |x| bf16::from_f32(x).to_f32(),
-            _ => |x| x,
+            Dtype::Bf16 => |x| bf16::from_f32(x).to_f32(),
+            Dtype::F32 => |x| x,
         };
-        self.convert_rows(|row| {
+        self.convert(dtype, |row| {
             let norm = row.iter().map(|x| x * x).sum::<f32>().sqrt() + NORM_EPS;
             row.iter_mut().for_each(|x| *x = round(*x / norm));
+        })
+    }
+
+    fn convert(&self, dtype: Dtype, change: impl Fn(&mut [f32]) + Sync) -> Result<Values, WeightsError> {
+        Ok(match dtype {
+            Dtype::F32 => Values::F32(self.convert_rows(change)?),
+            Dtype::F16 => Values::F16(self.convert_rows(change)?),
+            Dtype::Bf16 => Values::Bf16(self.convert_rows(change)?),
         })
     }
 
@@ -90,7 +123,8 @@ impl<'a> Stored<'a> {
     fn convert_rows<T: Element>(&self, change: impl Fn(&mut [f32]) + Sync) -> Result<Vec<T>, WeightsError> {
         let tensor = &self.0;
         let width = tensor.shape.last().copied().unwrap_or(1).max(1);
-        let element_bytes = tensor.dtype.bitsize() / 8;
+        let dtype = self.dtype();
+        let element_bytes = dtype.bytes();
         let mut values = vec![T::default(); tensor.bytes.len() / element_bytes];
         let rows = tensor
             .bytes
@@ -100,7 +134,7 @@ impl<'a> Stored<'a> {
         rows.try_for_each_init(
             || vec![0.0; width],
             |row, (number, (bytes, out))| {
-                read(tensor.dtype, bytes, row);
+                read(dtype, bytes, row);
                 change(row);
                 for (out, &mut x) in out.iter_mut().zip(row) {
                     *out = T::from_f32(x);
@@ -124,8 +158,8 @@ impl<'a> Stored<'a> {
 fn read(dtype: Dtype, bytes: &[u8], row: &mut [f32]) {
     match dtype {
         Dtype::F16 => fill(row, bytes, |b| f16::from_le_bytes(b).to_f32()),
-        Dtype::BF16 => fill(row, bytes, |b| bf16::from_le_bytes(b).to_f32()),
-        _ => fill(row, bytes, f32::from_le_bytes),
+        Dtype::Bf16 => fill(row, bytes, |b| bf16::from_le_bytes(b).to_f32()),
+        Dtype::F32 => fill(row, bytes, f32::from_le_bytes),
     }
 }
 

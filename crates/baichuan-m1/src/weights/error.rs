@@ -1,13 +1,15 @@
 //! What can be wrong with the weights of a checkpoint.
+//!
+//! Messages call files by their names: whoever reports one says which folder it is about.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Why weights were refused. Every message names the file and, where there is one, the tensor.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum WeightsError {
     /// A file cannot be opened or mapped.
-    #[error("{file}: {source}", file = .file.display())]
+    #[error("{file}: {source}", file = name(.file))]
     Io {
         /// The file.
         file: PathBuf,
@@ -15,13 +17,10 @@ pub enum WeightsError {
         source: std::io::Error,
     },
     /// The folder holds neither `model.safetensors` nor an index of shards.
-    #[error("{dir}: neither model.safetensors nor model.safetensors.index.json is there", dir = .dir.display())]
-    NoWeights {
-        /// The checkpoint's folder.
-        dir: PathBuf,
-    },
+    #[error("neither model.safetensors nor model.safetensors.index.json is there")]
+    NoWeights,
     /// The index of shards cannot be understood.
-    #[error("{file}: {reason}", file = .file.display())]
+    #[error("{file}: {reason}", file = name(.file))]
     BadIndex {
         /// The index.
         file: PathBuf,
@@ -29,7 +28,7 @@ pub enum WeightsError {
         reason: String,
     },
     /// The index places a tensor in a file that is not there.
-    #[error("{index}: tensor `{tensor}` is said to be in {shard}, which does not exist", index = .index.display())]
+    #[error("{index}: tensor `{tensor}` is said to be in {shard}, which does not exist", index = name(.index))]
     NoSuchShard {
         /// The index.
         index: PathBuf,
@@ -39,7 +38,7 @@ pub enum WeightsError {
         shard: String,
     },
     /// The index places a tensor in a file that does not hold it.
-    #[error("{index}: tensor `{tensor}` is said to be in {shard}, which does not hold it", index = .index.display())]
+    #[error("{index}: tensor `{tensor}` is said to be in {shard}, which does not hold it", index = name(.index))]
     NotInShard {
         /// The index.
         index: PathBuf,
@@ -49,7 +48,7 @@ pub enum WeightsError {
         shard: String,
     },
     /// The header of a safetensors file cannot be understood.
-    #[error("{file}: not a safetensors file: {reason}", file = .file.display())]
+    #[error("{file}: not a safetensors file: {reason}", file = name(.file))]
     BadHeader {
         /// The file.
         file: PathBuf,
@@ -57,7 +56,7 @@ pub enum WeightsError {
         reason: String,
     },
     /// A file is shorter or longer than its header says.
-    #[error("{file}: has {got} bytes, its header describes {expected}: truncated or damaged", file = .file.display())]
+    #[error("{file}: has {got} bytes, its header describes {expected}: truncated or damaged", file = name(.file))]
     WrongLength {
         /// The file.
         file: PathBuf,
@@ -67,7 +66,7 @@ pub enum WeightsError {
         expected: u64,
     },
     /// A tensor is there more than once.
-    #[error("tensor `{tensor}` is in {first} and again in {second}", first = .first.display(), second = .second.display())]
+    #[error("tensor `{tensor}` is in {first} and again in {second}", first = name(.first), second = name(.second))]
     Duplicate {
         /// The tensor.
         tensor: String,
@@ -77,17 +76,15 @@ pub enum WeightsError {
         second: PathBuf,
     },
     /// A tensor that the model needs is nowhere.
-    #[error("{dir}: tensor `{tensor}` of shape {shape:?} is missing", dir = .dir.display())]
+    #[error("tensor `{tensor}` of shape {shape:?} is missing")]
     Missing {
-        /// The checkpoint's folder.
-        dir: PathBuf,
         /// The tensor.
         tensor: String,
         /// The shape it should have.
         shape: Vec<usize>,
     },
     /// A tensor that the model does not know.
-    #[error("{file}: tensor `{tensor}` is no part of the model that config.json describes", file = .file.display())]
+    #[error("{file}: tensor `{tensor}` is no part of the model that config.json describes", file = name(.file))]
     Surplus {
         /// The file that holds it.
         file: PathBuf,
@@ -95,7 +92,7 @@ pub enum WeightsError {
         tensor: String,
     },
     /// A tensor has another shape than config.json implies.
-    #[error("{file}: tensor `{tensor}` has shape {got:?}, config.json implies {expected:?}", file = .file.display())]
+    #[error("{file}: tensor `{tensor}` has shape {got:?}, config.json implies {expected:?}", file = name(.file))]
     Shape {
         /// The file that holds it.
         file: PathBuf,
@@ -107,7 +104,7 @@ pub enum WeightsError {
         expected: Vec<usize>,
     },
     /// A tensor is of a type that weights are not read from.
-    #[error("{file}: tensor `{tensor}` is {got}, supported are F32, F16 and BF16", file = .file.display())]
+    #[error("{file}: tensor `{tensor}` is {got}, supported are F32, F16 and BF16", file = name(.file))]
     Type {
         /// The file that holds it.
         file: PathBuf,
@@ -117,7 +114,7 @@ pub enum WeightsError {
         got: String,
     },
     /// A weight is NaN or infinite, or a value does not fit the type asked for.
-    #[error("{file}: tensor `{tensor}` has {value} at element {element}", file = .file.display())]
+    #[error("{file}: tensor `{tensor}` has {value} at element {element}", file = name(.file))]
     NotFinite {
         /// The file that holds it.
         file: PathBuf,
@@ -128,4 +125,9 @@ pub enum WeightsError {
         /// The value, in the type it would be kept in.
         value: f32,
     },
+}
+
+/// A file's name without its folder.
+fn name(path: &Path) -> std::path::Display<'_> {
+    path.file_name().map_or(path, Path::new).display()
 }

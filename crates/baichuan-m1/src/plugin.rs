@@ -1,0 +1,109 @@
+//! How a server comes by this model: recognises its checkpoints, loads one, starts an engine on it.
+
+use std::sync::Arc;
+
+use baichuan_engine::request::{Pooling, SamplingOptions};
+use baichuan_engine::text::CheckpointText;
+use baichuan_engine::{Backend, BackendInfo, Checkpoint, EngineHandle, LoadError, LoadRequest, ModelPlugin};
+use baichuan_kernels::Threads;
+
+use crate::config::ARCHITECTURE;
+use crate::load::{LoadOptions, Loaded, load};
+
+/// What a chat looks like to checkpoints that do not say: the roles of the published model.
+const CHAT_TEMPLATE: &str = "{%- for message in messages -%}\
+    {%- if message['role'] == 'system' -%}{{ '<B_SYS>' + message['content'] }}\
+    {%- elif message['role'] == 'user' -%}{{ '<C_Q>' + message['content'] }}\
+    {%- elif message['role'] == 'assistant' -%}{{ '<C_A>' + message['content'] }}\
+    {%- else -%}{{ raise_exception('there is no role ' + message['role']) }}\
+    {%- endif -%}\
+    {%- endfor -%}\
+    {%- if add_generation_prompt -%}{{ '<C_A>' }}{%- endif -%}";
+
+/// The plugin, for a server's registry.
+pub fn plugin() -> impl ModelPlugin {
+    BaichuanM1Plugin
+}
+
+struct BaichuanM1Plugin;
+
+impl ModelPlugin for BaichuanM1Plugin {
+    fn name(&self) -> &'static str {
+        "baichuan-m1"
+    }
+
+    fn accepts(&self, checkpoint: &Checkpoint) -> bool {
+        checkpoint.architecture() == ARCHITECTURE
+    }
+
+    fn load(&self, request: &LoadRequest<'_>) -> Result<Arc<dyn Backend>, LoadError> {
+        // Text first: what is wrong with it is found in moments, weights take minutes.
+        let text = CheckpointText::from_dir(request.checkpoint.dir(), Some(CHAT_TEMPLATE))?;
+        let threads = match request.threads {
+            Some(n_threads) => Threads::new(n_threads),
+            None => Threads::physical(),
+        };
+        let threads = threads.map_err(|error| LoadError::Unsupported {
+            key: "threads",
+            message: error.to_string(),
+        })?;
+        let loaded = load(
+            request.checkpoint.dir(),
+            &LoadOptions {
+                dtype: request.dtype,
+                cache_dtype: request.cache_dtype,
+                threads,
+                engine: request.engine,
+                progress: request.progress,
+            },
+        )?;
+        let info = self.info(request, text, &loaded);
+        Ok(Arc::new(EngineHandle::start(loaded.model, info, request.engine)?))
+    }
+}
+
+impl BaichuanM1Plugin {
+    fn info(&self, request: &LoadRequest<'_>, text: CheckpointText, loaded: &Loaded) -> BackendInfo {
+        let CheckpointText {
+            tokenizer,
+            chat_template,
+            generation,
+        } = text;
+        let config = &loaded.config;
+        let digest = &loaded.digest.to_hex()[..12];
+        let dtype = loaded.dtype.name();
+        BackendInfo {
+            name: request.name.to_owned(),
+            plugin: self.name(),
+            architecture: ARCHITECTURE.to_owned(),
+            parameters: loaded.parameters,
+            dtype: dtype.to_owned(),
+            quantization: "none".to_owned(),
+            device: "cpu".to_owned(),
+            vocab_size: config.vocab_size,
+            hidden_size: config.hidden_size,
+            max_context: config.max_positions,
+            default_pooling: Pooling::Last,
+            default_sampling: SamplingOptions {
+                temperature: generation.temperature,
+                top_p: generation.top_p,
+                top_k: generation.top_k,
+                min_p: generation.min_p,
+                typical_p: generation.typical_p,
+                repetition_penalty: generation.repetition_penalty,
+                ..SamplingOptions::default()
+            },
+            default_max_tokens: generation.max_new_tokens,
+            limits: request.engine.limits,
+            eos_token_ids: match generation.eos_token_ids.is_empty() {
+                true => config.eos_token_ids.clone(),
+                false => generation.eos_token_ids,
+            },
+            bos_token_id: generation.bos_token_id.or(config.bos_token_id),
+            pad_token_id: generation.pad_token_id,
+            tokenizer,
+            chat_template,
+            fingerprint: format!("{digest}-{dtype}-{}", env!("CARGO_PKG_VERSION")),
+        }
+    }
+}

@@ -1,0 +1,249 @@
+//! The plugin through the engine: recognises its checkpoints, loads them, answers as the reference does.
+
+use std::fs;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use baichuan_engine::event::Event;
+use baichuan_engine::request::{
+    GenerateRequest, OutputOptions, Request, RequestLimits, SamplingOptions, StoppingOptions,
+};
+use baichuan_engine::{
+    Backend, CacheBudget, CacheConfig, Checkpoint, Dtype, EngineConfig, EventStream, LoadError, LoadProgress,
+    LoadRequest, Registry, RequestId,
+};
+use baichuan_m1::random::{Preset, Recipe};
+
+use crate::golden::{folder, prompts};
+
+fn load_with(
+    dir: &Path,
+    engine: &EngineConfig,
+    progress: &(dyn Fn(LoadProgress) + Sync),
+) -> Result<Arc<dyn Backend>, LoadError> {
+    let checkpoint = Checkpoint::open(dir)?;
+    let plugin = Registry::new()
+        .with(baichuan_m1::plugin())
+        .pick(None, &checkpoint)?;
+    plugin.load(&LoadRequest {
+        name: "under-test",
+        checkpoint: &checkpoint,
+        dtype: Some(Dtype::F32),
+        cache_dtype: None,
+        threads: Some(1),
+        engine,
+        progress,
+    })
+}
+
+/// The greedy continuation of a prompt.
+fn greedy(prompt: Vec<u32>, max_tokens: usize) -> Request {
+    let limits = RequestLimits::default();
+    let sampling = SamplingOptions {
+        temperature: Some(0.0),
+        ..SamplingOptions::default()
+    };
+    let stopping = StoppingOptions {
+        max_tokens: Some(max_tokens as u32),
+        ignore_eos: Some(true),
+        ..StoppingOptions::default()
+    };
+    Request::Generate(Box::new(GenerateRequest {
+        id: RequestId::new("under-test"),
+        prompt,
+        sampling: sampling.validate(&limits, 0).unwrap(),
+        stopping: stopping.validate(&limits, 1).unwrap(),
+        output: OutputOptions::default(),
+        priority: 0,
+        arrived: Instant::now(),
+    }))
+}
+
+async fn tokens(mut stream: EventStream) -> (Vec<u32>, u32) {
+    let mut tokens = Vec::new();
+    while let Some(event) = stream.next().await {
+        match event {
+            Event::Delta(delta) => tokens.extend(delta.token_ids),
+            Event::Finished(finished) => return (tokens, finished.preemptions),
+            Event::Failed(error) => panic!("{error}"),
+            _ => {}
+        }
+    }
+    panic!("the stream has no terminal event")
+}
+
+#[tokio::test]
+async fn prompts_that_fight_for_memory_get_the_answers_of_the_reference() {
+    // Room for the longest prompt and its answer, 105 tokens, and little more: the others are preempted.
+    let engine = EngineConfig {
+        max_sequences: 6,
+        prefill_chunk_tokens: 5,
+        cache: CacheConfig {
+            block_tokens: 4,
+            budget: CacheBudget::Blocks {
+                global: 30,
+                window: 9,
+            },
+        },
+        scrub_freed: true,
+        ..EngineConfig::default()
+    };
+    let backend = load_with(&folder("alternating"), &engine, &|_| {}).unwrap();
+    let golden = prompts("alternating");
+    let streams: Vec<EventStream> = golden
+        .iter()
+        .map(|golden| {
+            backend
+                .submit(greedy(golden.tokens.clone(), golden.greedy.len()))
+                .unwrap()
+        })
+        .collect();
+    let mut preemptions = 0;
+    for (golden, stream) in golden.iter().zip(streams) {
+        let (tokens, paused) = tokens(stream).await;
+        assert_eq!(tokens, golden.greedy, "a prompt of {}", golden.tokens.len());
+        preemptions += paused;
+    }
+    assert!(preemptions > 0, "memory sufficed: nothing was tested");
+}
+
+#[tokio::test]
+async fn what_is_told_of_a_model_is_what_its_checkpoint_says() {
+    let backend = load_with(&folder("tied_head"), &EngineConfig::default(), &|_| {}).unwrap();
+    let info = backend.info();
+    assert_eq!((info.name.as_str(), info.plugin), ("under-test", "baichuan-m1"));
+    assert_eq!(info.architecture, "BaichuanM1ForCausalLM");
+    assert_eq!(
+        (info.vocab_size, info.hidden_size, info.max_context),
+        (96, 32, 512)
+    );
+    assert_eq!(info.parameters, 26_352);
+    assert_eq!(
+        (info.eos_token_ids.as_slice(), info.bos_token_id),
+        (&[2][..], Some(1))
+    );
+    assert!(
+        info.chat_template.is_some(),
+        "roles are known even where the checkpoint has no template"
+    );
+}
+
+#[tokio::test]
+async fn the_fingerprint_tells_weights_apart_and_not_the_files_they_come_in() {
+    let fingerprint = |seed, shards| {
+        let folder = tempfile::tempdir().unwrap();
+        let recipe = Recipe {
+            seed,
+            shards,
+            ..Recipe::new(Preset::Tiny)
+        };
+        recipe.write(folder.path(), &|_, _| {}).unwrap();
+        let engine = EngineConfig {
+            max_context: Some(64),
+            ..EngineConfig::default()
+        };
+        load_with(folder.path(), &engine, &|_| {})
+            .unwrap()
+            .info()
+            .fingerprint
+            .clone()
+    };
+    let first = fingerprint(1, 1);
+    assert_eq!(fingerprint(1, 3), first);
+    assert_ne!(fingerprint(2, 1), first);
+}
+
+#[tokio::test]
+async fn progress_rises_to_the_total() {
+    let seen = Mutex::new(Vec::new());
+    let note = |progress| seen.lock().unwrap().push(progress);
+    load_with(&folder("bf16_shards"), &EngineConfig::default(), &note).unwrap();
+    let seen = seen.into_inner().unwrap();
+    assert!(seen.is_sorted_by(|a, b| a.done < b.done));
+    let last = seen.last().unwrap();
+    assert_eq!((last.stage, last.done), ("weights", last.total));
+}
+
+#[tokio::test]
+async fn a_checkpoint_that_cannot_be_loaded_is_an_error_that_names_folder_and_fault() {
+    type Break = fn(&Path);
+    let cases: [(Break, &str); 4] = [
+        (
+            |dir| fs::remove_file(dir.join("tokenizer.json")).unwrap(),
+            "no tokenizer",
+        ),
+        (
+            |dir| fs::remove_file(dir.join("model.safetensors")).unwrap(),
+            "neither model.safetensors nor",
+        ),
+        (
+            |dir| {
+                let config = fs::read_to_string(dir.join("config.json")).unwrap();
+                let config = config.replace("\"conv_window\": 2", "\"conv_window\": 0");
+                fs::write(dir.join("config.json"), config).unwrap();
+            },
+            "config.json: `conv_window` is 0",
+        ),
+        (
+            |dir| {
+                let mut weights = fs::read(dir.join("model.safetensors")).unwrap();
+                let at = weights.len() - 4;
+                weights[at..].copy_from_slice(&f32::NAN.to_le_bytes());
+                fs::write(dir.join("model.safetensors"), weights).unwrap();
+            },
+            "has NaN at element",
+        ),
+    ];
+    for (break_it, expected) in cases {
+        let copy = tempfile::tempdir().unwrap();
+        for file in fs::read_dir(folder("alternating")).unwrap().map(Result::unwrap) {
+            fs::copy(file.path(), copy.path().join(file.file_name())).unwrap();
+        }
+        break_it(copy.path());
+        let error = load_with(copy.path(), &EngineConfig::default(), &|_| {})
+            .err()
+            .expect(expected);
+        let message = error.to_string();
+        assert!(message.contains(expected), "{message:?} lacks {expected:?}");
+        assert!(
+            message.contains(&copy.path().display().to_string()),
+            "{message:?} names no folder"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_pool_without_blocks_is_refused_by_the_name_of_its_key() {
+    let budget = CacheBudget::Blocks { global: 0, window: 8 };
+    let engine = EngineConfig {
+        cache: CacheConfig {
+            budget,
+            ..CacheConfig::default()
+        },
+        ..EngineConfig::default()
+    };
+    let error = load_with(&folder("alternating"), &engine, &|_| {})
+        .err()
+        .expect("no blocks");
+    assert!(
+        error
+            .to_string()
+            .starts_with("cache.budget: 0 global and 8 window blocks"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_checkpoint_of_another_architecture_finds_no_plugin() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(
+        folder.path().join("config.json"),
+        r#"{"architectures": ["LlamaForCausalLM"]}"#,
+    )
+    .unwrap();
+    let error = load_with(folder.path(), &EngineConfig::default(), &|_| {})
+        .err()
+        .expect("not ours");
+    assert!(matches!(error, LoadError::NoPlugin { .. }), "{error}");
+}
