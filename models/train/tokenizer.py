@@ -43,8 +43,10 @@ def train(texts: list[str], folder: Path) -> None:
     )  # fmt: skip
     (folder / "tokenizer.model").write_bytes(model.getvalue())
     to_json(folder / "tokenizer.model").save(str(folder / "tokenizer.json"), pretty=False)
+    declared = {"lstrip": False, "rstrip": False, "normalized": False, "single_word": False, "special": True}
     config = {
-        "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>",
+        "added_tokens_decoder": {str(BOS + i): {"content": marker, **declared} for i, marker in enumerate(MARKERS)},
+        "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>",
         "add_bos_token": False, "add_eos_token": False, "clean_up_tokenization_spaces": False,
         "model_max_length": 2048, "chat_template": CHAT_TEMPLATE,
     }  # fmt: skip
@@ -68,7 +70,7 @@ def to_json(model: Path) -> Tokenizer:
     tokenizer = Tokenizer(bpe)
     tokenizer.normalizer = normalizers.Replace(" ", SPACE)
     tokenizer.decoder = decoders.Sequence([decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()])
-    tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in ["<unk>", *MARKERS]])
+    tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in MARKERS])
     return tokenizer
 
 
@@ -96,6 +98,6 @@ def fuzz(rng: random.Random, texts: list[str]) -> str:
         lambda: "".join(chr(rng.randrange(0x4E00, 0x9FFF)) for _ in range(rng.randrange(1, 6))),
         lambda: "".join(chr(rng.randrange(0x1F300, 0x1FAFF)) for _ in range(rng.randrange(1, 4))),
         lambda: "".join(chr(rng.randrange(32, 127)) for _ in range(rng.randrange(1, 12))),
-        lambda: rng.choice(["<C_", "<B_SYS", "C_Q>", "<0x0A>", "<", "e\u0301", "ÅÄß", "👩\u200d⚕️", "İ", "ﬁ"]),
+        lambda: rng.choice(["<C_", "<B_SYS", "C_Q>", "<0x0A>", "<unk>", "<", "e\u0301", "ÅÄß", "👩\u200d⚕️", "İ", "ﬁ"]),
     ]
     return "".join(rng.choice(makers)() for _ in range(rng.randrange(1, 9)))
