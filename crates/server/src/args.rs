@@ -1,0 +1,152 @@
+//! The command line, and which configuration keys its flags set.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use baichuan_server::config::{Flag, Inputs, LogFormat};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// A gRPC inference server for Baichuan-M1.
+#[derive(Debug, Parser)]
+#[command(name = "baichuan-server", version)]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Serve models over gRPC.
+    Serve(Settings),
+    /// Print the configuration in force as a configuration file; fail if anything in it is wrong.
+    CheckConfig(Settings),
+    /// Start a server on the default model and use it as a client would: chat, embed, tokenise.
+    Demo(Settings),
+    /// Ask a running server for its health; succeed if it serves.
+    Health(Health),
+}
+
+/// What a configuration is made of. Later layers win: file, BAICHUAN_* environment, flags, --set.
+#[derive(Args, Debug, Default)]
+pub(crate) struct Settings {
+    /// Configuration file (TOML) [env: BAICHUAN_CONFIG].
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Folder of the checkpoint to serve.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) model: Option<PathBuf>,
+    /// Name to serve it under; else its folder's name.
+    #[arg(long, value_name = "NAME")]
+    model_name: Option<String>,
+    /// Address of the gRPC services.
+    #[arg(long, value_name = "HOST:PORT")]
+    listen: Option<String>,
+    /// Address of /metrics, /livez and /readyz; "off" for none.
+    #[arg(long, value_name = "HOST:PORT")]
+    admin_listen: Option<String>,
+    /// Element type of the weights in memory; else as in the checkpoint.
+    #[arg(long, value_parser = ["f32", "f16", "bf16"])]
+    dtype: Option<String>,
+    /// How a log line looks.
+    #[arg(long, value_name = "FORMAT")]
+    log_format: Option<LogFormat>,
+    /// Any key of the configuration, e.g. --set engine.max_sequences=8.
+    #[arg(long, value_name = "KEY=VALUE", value_parser = assignment)]
+    set: Vec<(String, String)>,
+}
+
+/// Whom to ask.
+#[derive(Args, Debug)]
+pub(crate) struct Health {
+    /// Address of the gRPC services.
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:50051")]
+    pub(crate) server: String,
+    /// Whose health: "" is liveness, the default is readiness.
+    #[arg(long, default_value = baichuan_server::READINESS_SERVICE)]
+    pub(crate) service: String,
+    /// How long to wait for the answer.
+    #[arg(long, value_name = "DURATION", default_value = "2s", value_parser = humantime::parse_duration)]
+    pub(crate) timeout: Duration,
+}
+
+fn assignment(text: &str) -> Result<(String, String), String> {
+    text.split_once('=')
+        .map(|(key, value)| (key.trim().to_owned(), value.trim().to_owned()))
+        .ok_or_else(|| "must be KEY=VALUE".to_owned())
+}
+
+impl Settings {
+    /// The layers of the configuration, with this process's environment.
+    pub(crate) fn inputs(&self) -> Inputs {
+        let path = |path: &PathBuf| path.display().to_string();
+        let format = |format: LogFormat| Some(format.to_possible_value()?.get_name().to_owned());
+        let flags = [
+            ("--model", "model.path", self.model.as_ref().map(path)),
+            ("--model-name", "model.name", self.model_name.clone()),
+            ("--listen", "listen.grpc", self.listen.clone()),
+            ("--admin-listen", "listen.admin", self.admin_listen.clone()),
+            ("--dtype", "model.dtype", self.dtype.clone()),
+            ("--log-format", "log.format", self.log_format.and_then(format)),
+        ];
+        let own = flags.into_iter().filter_map(|(name, key, value)| {
+            Some(Flag {
+                name: name.to_owned(),
+                key: key.to_owned(),
+                // Quoted: these are text, whatever they look like.
+                value: toml::Value::String(value?).to_string(),
+            })
+        });
+        let set = self.set.iter().map(|(key, value)| Flag {
+            name: format!("--set {key}"),
+            key: key.clone(),
+            value: value.clone(),
+        });
+        Inputs::from_process(self.config.clone(), own.chain(set).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(words: &[&str]) -> Settings {
+        let words = ["baichuan-server", "serve"].iter().chain(words);
+        match Arguments::parse_from(words).command {
+            Command::Serve(settings) => settings,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_flag_sets_its_key_and_set_comes_last() {
+        let settings = parse(&[
+            "--set",
+            "listen.grpc=h:2",
+            "--listen",
+            "h:1",
+            "--log-format",
+            "json",
+            "--model",
+            "7",
+        ]);
+        let flags = settings.inputs().flags;
+        let flags: Vec<(&str, &str, &str)> = flags
+            .iter()
+            .map(|f| (f.name.as_str(), f.key.as_str(), f.value.as_str()))
+            .collect();
+        assert_eq!(
+            flags,
+            [
+                ("--model", "model.path", "\"7\""),
+                ("--listen", "listen.grpc", "\"h:1\""),
+                ("--log-format", "log.format", "\"json\""),
+                ("--set listen.grpc", "listen.grpc", "h:2"),
+            ]
+        );
+    }
+
+    #[test]
+    fn a_set_without_a_value_is_refused() {
+        assert!(Arguments::try_parse_from(["baichuan-server", "serve", "--set", "engine"]).is_err());
+    }
+}

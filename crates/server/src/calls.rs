@@ -1,0 +1,157 @@
+//! The calls that run: their names, their ends, and the gate that closes when the server drains.
+//!
+//! Whatever a call does, it does it inside [`Call::run`], so that deadline, Abort and the server's end stop it
+//! alike.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use baichuan_engine::RequestId;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tokio_util::task::task_tracker::TaskTrackerToken;
+
+use crate::error::{ApiError, Unavailable};
+
+/// All running calls.
+#[derive(Debug, Default)]
+pub(crate) struct Calls {
+    running: Mutex<HashMap<RequestId, CancellationToken>>,
+    tracker: TaskTracker,
+    draining: CancellationToken,
+    ended: CancellationToken,
+}
+
+/// Why a call stops before its work is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Interrupt {
+    /// Its time is up.
+    Deadline,
+    /// Abort named it.
+    Aborted,
+    /// The server ends.
+    ServerEnds,
+}
+
+/// A call that runs. Dropping it gives its name free.
+pub(crate) struct Call {
+    /// Its name.
+    pub(crate) id: RequestId,
+    /// When it reached the server.
+    pub(crate) arrived: Instant,
+    interrupt: Pin<Box<dyn Future<Output = Interrupt> + Send>>,
+    calls: Arc<Calls>,
+    _running: TaskTrackerToken,
+}
+
+impl Calls {
+    /// Takes a call up. `limit` is how long it may take, from now.
+    ///
+    /// # Errors
+    /// The server drains, or a running call has the name already.
+    pub(crate) fn begin(self: &Arc<Self>, id: RequestId, limit: Option<Duration>) -> Result<Call, ApiError> {
+        // Counted before the gate is looked at: who drains either sees this call or makes it turn back.
+        let running = self.tracker.token();
+        if self.is_draining() {
+            return Err(ApiError::Unavailable(Unavailable::Draining));
+        }
+        let abort = CancellationToken::new();
+        match self.running().entry(id.clone()) {
+            Entry::Occupied(_) => {
+                let message = format!("a request called {:?} is running already", id.as_str());
+                return Err(ApiError::invalid("request_id", message));
+            }
+            Entry::Vacant(free) => free.insert(abort.clone()),
+        };
+        let ended = self.ended.clone();
+        let deadline = limit.and_then(|limit| tokio::time::Instant::now().checked_add(limit));
+        let interrupt = async move {
+            let time_is_up = async {
+                match deadline {
+                    Some(deadline) => tokio::time::sleep_until(deadline).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = abort.cancelled() => Interrupt::Aborted,
+                () = ended.cancelled() => Interrupt::ServerEnds,
+                () = time_is_up => Interrupt::Deadline,
+            }
+        };
+        Ok(Call {
+            id,
+            arrived: Instant::now(),
+            interrupt: Box::pin(interrupt),
+            calls: self.clone(),
+            _running: running,
+        })
+    }
+
+    /// Ends the call named `id`.
+    ///
+    /// # Errors
+    /// No such call runs.
+    pub(crate) fn abort(&self, id: &str) -> Result<(), ApiError> {
+        match self.running().get(&RequestId::new(id)) {
+            Some(abort) => {
+                abort.cancel();
+                Ok(())
+            }
+            None => Err(ApiError::UnknownRequest { id: id.into() }),
+        }
+    }
+
+    /// Takes up no more calls.
+    pub(crate) fn drain(&self) {
+        self.draining.cancel();
+    }
+
+    /// Whether no more calls are taken up.
+    pub(crate) fn is_draining(&self) -> bool {
+        self.draining.is_cancelled()
+    }
+
+    /// Returns when no call runs. Only after [`Self::drain`] does that stay so.
+    pub(crate) async fn idle(&self) {
+        self.tracker.close();
+        self.tracker.wait().await;
+    }
+
+    /// Calls that run.
+    pub(crate) fn n_running(&self) -> usize {
+        self.tracker.len()
+    }
+
+    /// Stops every call that still runs.
+    pub(crate) fn end(&self) {
+        self.ended.cancel();
+    }
+
+    fn running(&self) -> MutexGuard<'_, HashMap<RequestId, CancellationToken>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Call {
+    /// Does a piece of the call's work, unless it is interrupted first; then dropping `work` cancels it.
+    pub(crate) async fn run<T>(&mut self, work: impl Future<Output = T>) -> Result<T, Interrupt> {
+        tokio::select! {
+            biased;
+            interrupt = &mut self.interrupt => {
+                // A finished future must not be polled again.
+                self.interrupt = Box::pin(std::future::ready(interrupt));
+                Err(interrupt)
+            }
+            done = work => Ok(done),
+        }
+    }
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        self.calls.running().remove(&self.id);
+    }
+}

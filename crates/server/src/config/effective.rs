@@ -1,0 +1,122 @@
+//! The configuration in force, written as a configuration file: every key, nothing left to a default.
+
+use baichuan_engine::{CacheBudget, EngineConfig};
+
+use super::raw::{
+    RawAdmin, RawCache, RawConfig, RawEngine, RawGrpc, RawLimits, RawListen, RawLog, RawModel, RawRequests,
+    RawShutdown,
+};
+use super::units::{Human, Limit};
+use super::{Config, ModelConfig};
+
+impl Config {
+    /// The configuration as TOML that reads back as the same configuration.
+    pub fn to_toml(&self) -> Result<String, toml::ser::Error> {
+        toml::to_string(&self.to_raw())
+    }
+
+    fn to_raw(&self) -> RawConfig {
+        let (grpc, requests, shutdown) = (&self.grpc, &self.requests, &self.shutdown);
+        RawConfig {
+            default_model: Some(self.default_model.clone()),
+            models_dir: None,
+            listen: RawListen {
+                grpc: Some(self.listen.grpc.clone()),
+                admin: Some(self.listen.admin.clone().unwrap_or_else(|| "off".into())),
+            },
+            model: RawModel::default(),
+            models: self.models.iter().map(raw_model).collect(),
+            engine: RawEngine::default(),
+            grpc: RawGrpc {
+                max_decoding_message_bytes: Some(grpc.max_decoding_message_bytes),
+                max_encoding_message_bytes: Some(grpc.max_encoding_message_bytes),
+                max_connections: Some(grpc.max_connections),
+                max_concurrent_streams: Some(grpc.max_concurrent_streams),
+                max_concurrent_calls: Some(grpc.max_concurrent_calls),
+                initial_stream_window_bytes: Some(grpc.initial_stream_window_bytes),
+                initial_connection_window_bytes: Some(grpc.initial_connection_window_bytes),
+                max_frame_bytes: Some(grpc.max_frame_bytes),
+                max_header_list_bytes: Some(grpc.max_header_list_bytes),
+                max_send_buffer_bytes: Some(grpc.max_send_buffer_bytes),
+                max_pending_accept_reset_streams: Some(grpc.max_pending_accept_reset_streams),
+                max_local_error_reset_streams: Some(grpc.max_local_error_reset_streams),
+                handshake_timeout: Some(Human(grpc.handshake_timeout)),
+                keepalive_interval: Some(Human(grpc.keepalive_interval)),
+                keepalive_timeout: Some(Human(grpc.keepalive_timeout)),
+                max_connection_age: Some(Limit(grpc.max_connection_age)),
+                max_connection_age_grace: Some(Human(grpc.max_connection_age_grace)),
+                reflection: Some(grpc.reflection),
+            },
+            requests: RawRequests {
+                text_threads: Some(requests.text_threads),
+                text_queue: Some(requests.text_queue),
+                max_embed_inputs: Some(requests.max_embed_inputs),
+                embed_in_flight: Some(requests.embed_in_flight),
+                max_time: Some(Limit(requests.max_time)),
+            },
+            shutdown: RawShutdown {
+                drain_delay: Some(Human(shutdown.drain_delay)),
+                drain_timeout: Some(Human(shutdown.drain_timeout)),
+                hard_timeout: Some(Human(shutdown.hard_timeout)),
+            },
+            log: RawLog {
+                filter: Some(self.log.filter.clone()),
+                format: Some(self.log.format),
+            },
+            admin: RawAdmin {
+                grpc: Some(self.admin.grpc),
+            },
+        }
+    }
+}
+
+fn raw_model(model: &ModelConfig) -> RawModel {
+    RawModel {
+        name: Some(model.name.clone()),
+        path: Some(model.path.clone()),
+        plugin: model.plugin.clone(),
+        dtype: model.dtype,
+        cache_dtype: model.cache_dtype,
+        threads: model.threads,
+        engine: raw_engine(&model.engine),
+    }
+}
+
+fn raw_engine(engine: &EngineConfig) -> RawEngine {
+    let limits = &engine.limits;
+    RawEngine {
+        max_step_tokens: Some(engine.max_step_tokens),
+        prefill_chunk_tokens: Some(engine.prefill_chunk_tokens),
+        max_sequences: Some(engine.max_sequences),
+        max_waiting: Some(engine.max_waiting),
+        max_waiting_tokens: Some(engine.max_waiting_tokens),
+        event_buffer: Some(engine.event_buffer),
+        max_context: engine.max_context,
+        scrub_freed: Some(engine.scrub_freed),
+        cache: raw_cache(engine),
+        limits: RawLimits {
+            max_n: Some(limits.max_n),
+            max_total_tokens: Some(limits.max_total_tokens),
+            max_stop_strings: Some(limits.max_stop_strings),
+            max_stop_bytes: Some(limits.max_stop_bytes),
+            max_token_list: Some(limits.max_token_list),
+        },
+    }
+}
+
+fn raw_cache(engine: &EngineConfig) -> RawCache {
+    let mut cache = RawCache {
+        block_tokens: Some(engine.cache.block_tokens),
+        ..RawCache::default()
+    };
+    match engine.cache.budget {
+        CacheBudget::Bytes(bytes) => cache.bytes = Some(bytes),
+        CacheBudget::Utilization(share) => cache.utilization = Some(share),
+        CacheBudget::ContextTokens(tokens) => cache.context_tokens = Some(tokens),
+        CacheBudget::Blocks { global, window } => {
+            cache.global_blocks = Some(global);
+            cache.window_blocks = Some(window);
+        }
+    }
+    cache
+}

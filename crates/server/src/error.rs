@@ -1,0 +1,138 @@
+//! Why a call fails, as one closed list.
+//!
+//! `grpc/status.rs` is where each becomes a gRPC status with its details.
+
+use std::time::Duration;
+
+use baichuan_engine::event::Usage;
+use baichuan_engine::{RequestError, RequestId, SubmitError, Violation, Violations};
+
+/// Why a call fails.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ApiError {
+    /// Fields that cannot be accepted.
+    #[error(transparent)]
+    Invalid(#[from] Violations),
+    /// The server does not serve the model.
+    #[error("there is no model {name:?}; served: {}", .served.join(", "))]
+    UnknownModel { name: String, served: Vec<String> },
+    /// Abort of a request that does not run.
+    #[error("no request {id:?} is running")]
+    UnknownRequest { id: String },
+    /// Too much is going on.
+    #[error("{message}")]
+    Exhausted {
+        reason: Exhausted,
+        message: String,
+        retry_after: Option<Duration>,
+    },
+    /// The server or the model does not serve just now.
+    #[error("{0}")]
+    Unavailable(Unavailable),
+    /// The call's time is up.
+    #[error("the time limit passed {phase}, after {} of its tokens", .usage.completion_tokens)]
+    DeadlineExceeded { phase: Phase, usage: Usage },
+    /// The caller ended the call by Abort and its method has no other way to say so.
+    #[error("the request was aborted")]
+    Aborted,
+    /// The model or build lacks what is asked for.
+    #[error("{field}: {feature} is not supported by this model")]
+    Unsupported { field: &'static str, feature: String },
+    /// The model failed, or a bug. The cause goes to the log.
+    #[error("internal error")]
+    Internal { cause: String },
+}
+
+/// What there is too much of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Exhausted {
+    Queue,
+    TokenBudget,
+    SlowClient,
+    MessageSize,
+}
+
+/// What is not there just now.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Unavailable {
+    #[error("model {0:?} is loading")]
+    Loading(String),
+    #[error("the server is draining")]
+    Draining,
+    #[error("the server ended before the request did")]
+    Ended,
+    #[error("the model's engine has stopped")]
+    EngineStopped,
+}
+
+/// How far a request had come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Phase {
+    Queued,
+    Prefill,
+    Decode,
+}
+
+impl std::fmt::Display for Phase {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Queued => "in the queue",
+            Self::Prefill => "in prefill",
+            Self::Decode => "in decode",
+        })
+    }
+}
+
+impl ApiError {
+    /// One field that cannot be accepted.
+    pub(crate) fn invalid(field: impl Into<String>, message: impl Into<String>) -> Self {
+        Self::Invalid(Violation::new(field, message).into())
+    }
+
+    /// Writes the cause of an internal error to the log, once.
+    pub(crate) fn log(&self, id: &RequestId) {
+        if let Self::Internal { cause } = self {
+            tracing::error!(request_id = %id, cause, "internal error");
+        }
+    }
+}
+
+impl From<SubmitError> for ApiError {
+    fn from(error: SubmitError) -> Self {
+        let message = error.to_string();
+        match error {
+            SubmitError::Invalid(violations) => Self::Invalid(violations),
+            SubmitError::Unsupported { field, feature } => Self::Unsupported {
+                field,
+                feature: feature.into(),
+            },
+            SubmitError::QueueFull { retry_after, .. } => Self::Exhausted {
+                reason: Exhausted::Queue,
+                message,
+                retry_after: Some(retry_after),
+            },
+            SubmitError::TokenBudget { retry_after, .. } => Self::Exhausted {
+                reason: Exhausted::TokenBudget,
+                message,
+                retry_after: Some(retry_after),
+            },
+            SubmitError::Draining => Self::Unavailable(Unavailable::Draining),
+            SubmitError::Dead => Self::Unavailable(Unavailable::EngineStopped),
+        }
+    }
+}
+
+impl From<RequestError> for ApiError {
+    fn from(error: RequestError) -> Self {
+        let message = error.to_string();
+        match error {
+            RequestError::SlowClient { .. } => Self::Exhausted {
+                reason: Exhausted::SlowClient,
+                message,
+                retry_after: None,
+            },
+            RequestError::StepFailed(_) => Self::Internal { cause: message },
+            RequestError::EngineStopped => Self::Unavailable(Unavailable::EngineStopped),
+        }
+    }
+}

@@ -1,0 +1,71 @@
+//! The gRPC face: services, transport, and what every call passes through.
+//!
+//! [`serve`] takes connections, [`pipeline`] what each call meets before and behind its service, [`status`] turns errors
+//! into statuses, [`convert`] is where the wire's types end. The rest is one file per group of methods.
+
+use std::sync::Arc;
+
+use baichuan_proto::FILE_DESCRIPTOR_SET;
+use baichuan_proto::v1::admin_service_server::AdminServiceServer;
+use baichuan_proto::v1::control_service_server::ControlServiceServer;
+use baichuan_proto::v1::inference_service_server::InferenceServiceServer;
+use baichuan_proto::v1::model_service_server::ModelServiceServer;
+use tonic::codec::CompressionEncoding::Gzip;
+use tonic::service::Routes;
+
+use crate::app::App;
+
+mod admin;
+mod control;
+mod convert;
+mod embed;
+mod embed_stream;
+mod generate;
+mod generate_unary;
+mod inference;
+mod meta;
+mod models;
+pub(crate) mod pipeline;
+pub(crate) mod serve;
+mod status;
+mod text;
+
+/// All services, each with its limits. Compressed requests are accepted; responses are compressed for callers that
+/// accept it.
+pub(crate) fn routes(app: &Arc<App>) -> Result<Routes, tonic_reflection::server::Error> {
+    let (decode, encode) = (
+        app.config.grpc.max_decoding_message_bytes,
+        app.config.grpc.max_encoding_message_bytes,
+    );
+    macro_rules! limited {
+        ($server:expr) => {
+            $server
+                .max_decoding_message_size(decode)
+                .max_encoding_message_size(encode)
+                .accept_compressed(Gzip)
+                .send_compressed(Gzip)
+        };
+    }
+    let mut routes = Routes::builder();
+    routes
+        .add_service(limited!(InferenceServiceServer::new(inference::Inference(
+            app.clone()
+        ))))
+        .add_service(limited!(ModelServiceServer::new(models::ModelList(app.clone()))))
+        .add_service(limited!(ControlServiceServer::new(control::Control(app.clone()))))
+        .add_service(limited!(app.health.service()));
+    if app.config.admin.grpc {
+        routes.add_service(limited!(AdminServiceServer::new(admin::Admin(app.clone()))));
+    }
+    if app.config.grpc.reflection {
+        let reflection = || {
+            tonic_reflection::server::Builder::configure()
+                .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
+                .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        };
+        routes
+            .add_service(limited!(reflection().build_v1()?))
+            .add_service(limited!(reflection().build_v1alpha()?));
+    }
+    Ok(routes.routes().prepare())
+}

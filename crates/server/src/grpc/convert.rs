@@ -1,0 +1,63 @@
+//! Between the wire's types and the engine's: the wire's end here.
+
+use baichuan_engine::Violation;
+use baichuan_engine::text::TextError;
+
+use crate::error::ApiError;
+
+pub(super) mod embed;
+pub(super) mod events;
+pub(super) mod generate;
+pub(super) mod model;
+pub(super) mod prompt;
+
+/// Gathers violations over a whole request.
+#[derive(Default)]
+pub(super) struct Findings(pub(super) Vec<Violation>);
+
+impl Findings {
+    pub(super) fn that(&mut self, holds: bool, field: &str, message: impl FnOnce() -> String) {
+        if !holds {
+            self.0.push(Violation::new(field, message()));
+        }
+    }
+
+    /// The value of a part's check, with its violations kept.
+    pub(super) fn keep<T>(&mut self, part: Result<T, baichuan_engine::Violations>) -> Option<T> {
+        part.map_err(|violations| self.0.extend(violations.0)).ok()
+    }
+
+    /// An error if there is any violation.
+    pub(super) fn done(self) -> Result<(), ApiError> {
+        if self.0.is_empty() {
+            return Ok(());
+        }
+        Err(ApiError::Invalid(baichuan_engine::Violations(self.0)))
+    }
+}
+
+/// A limit of zero time makes no sense.
+pub(super) fn check_time_limit(time_limit_ms: Option<u32>, findings: &mut Findings) {
+    findings.that(time_limit_ms != Some(0), "time_limit_ms", || {
+        "must be at least 1, got 0".into()
+    });
+}
+
+/// What went wrong with a text: the client's doing names `field`, anything else is a bug or a bad checkpoint.
+pub(super) fn text_error(error: &TextError, field: &str) -> ApiError {
+    let message = error.to_string();
+    match error {
+        TextError::UnknownRole { index, .. } => ApiError::invalid(format!("{field}[{index}].role"), message),
+        TextError::ChatUnavailable { .. } => ApiError::Unsupported {
+            field: "chat",
+            feature: "chat".into(),
+        },
+        _ if error.is_callers_fault() => ApiError::invalid(field, message),
+        _ => ApiError::Internal { cause: message },
+    }
+}
+
+/// Numbers on the wire are 32 bits wide; more is "as many as that".
+pub(super) fn clamp(n: usize) -> u32 {
+    u32::try_from(n).unwrap_or(u32::MAX)
+}

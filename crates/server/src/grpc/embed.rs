@@ -1,0 +1,201 @@
+//! Vectors of one to many inputs, all or none.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use baichuan_engine::event::{Embedded, Event, Timings, Usage};
+use baichuan_engine::request::{EmbedRequest, Request};
+use baichuan_engine::{Backend, EventStream, RequestId, SubmitError};
+use baichuan_proto::v1;
+use futures::stream::{self, StreamExt, TryStreamExt};
+
+use super::convert::embed::{self, Input, Options};
+use super::convert::{Findings, clamp, events, model, prompt};
+use super::meta::Meta;
+use crate::app::App;
+use crate::calls::Interrupt;
+use crate::error::{ApiError, Phase, Unavailable};
+
+/// Answers an `Embed`.
+pub(super) async fn embed(
+    app: &Arc<App>,
+    id: &RequestId,
+    meta: &Meta,
+    request: v1::EmbedRequest,
+) -> Result<v1::EmbedResponse, ApiError> {
+    let mut call = app
+        .calls
+        .begin(id.clone(), meta.limit(app, request.time_limit_ms))?;
+    let backend = app.models.backend(&request.model)?.clone();
+    let arrived = call.arrived;
+    let work = embed_all(app, id, &backend, arrived, request);
+    call.run(work)
+        .await
+        .unwrap_or_else(|interrupt| Err(interrupted(interrupt, Usage::default())))
+}
+
+/// The error of a call without a stream of messages to say it in.
+pub(super) fn interrupted(interrupt: Interrupt, usage: Usage) -> ApiError {
+    match interrupt {
+        Interrupt::Deadline => ApiError::DeadlineExceeded {
+            phase: Phase::Prefill,
+            usage,
+        },
+        Interrupt::Aborted => ApiError::Aborted,
+        Interrupt::ServerEnds => ApiError::Unavailable(Unavailable::Ended),
+    }
+}
+
+async fn embed_all(
+    app: &Arc<App>,
+    id: &RequestId,
+    backend: &Arc<dyn Backend>,
+    arrived: Instant,
+    request: v1::EmbedRequest,
+) -> Result<v1::EmbedResponse, ApiError> {
+    let info = backend.info();
+    let mut findings = Findings::default();
+    let options = embed::check_options(&request, info, &mut findings);
+    let (n, max) = (request.inputs.len(), app.config.requests.max_embed_inputs);
+    findings.that((1..=max).contains(&n), "inputs", || {
+        format!("must be between 1 and {max}, got {n}")
+    });
+    let prompts: Vec<_> = request
+        .inputs
+        .into_iter()
+        .take(max)
+        .enumerate()
+        .filter_map(|(i, input)| {
+            embed::check_input(Some(input), &format!("inputs[{i}]"), info, &mut findings)
+        })
+        .collect();
+    findings.done()?;
+
+    let started = Instant::now();
+    let tokenizer = info.tokenizer.clone();
+    let max_context = info.max_context;
+    let inputs: Vec<Input> = app
+        .text
+        .run(move || {
+            let encode = |(i, input): (usize, prompt::Prompt)| {
+                let at = format!("inputs[{i}].");
+                let field = input.field(&at);
+                let input = options.cut(input.encode(&tokenizer, &at)?);
+                prompt::check_length(&input.tokens, &field, max_context)?;
+                Ok(input)
+            };
+            prompts
+                .into_iter()
+                .enumerate()
+                .map(encode)
+                .collect::<Result<_, ApiError>>()
+        })
+        .await??;
+    let tokenize = started.elapsed();
+    let (n_bytes, max_bytes) = (
+        inputs.iter().map(|i| options.n_bytes(i)).sum::<usize>(),
+        app.config.grpc.max_encoding_message_bytes,
+    );
+    if n_bytes > max_bytes {
+        let message = format!("the answer would have {n_bytes} bytes, a message has at most {max_bytes}");
+        return Err(ApiError::invalid("inputs", message));
+    }
+
+    let prompt_tokens = inputs.iter().map(|i| i.tokens.len()).sum();
+    let truncated: Vec<bool> = inputs.iter().map(|i| i.truncated).collect();
+    let embedded: Vec<Embedded> = stream::iter(inputs.into_iter().enumerate())
+        .map(|(i, input)| {
+            let id = RequestId::new(format!("{id}[{i}]"));
+            one(app, backend, id, input, &options, arrived)
+        })
+        .buffered(app.config.requests.embed_in_flight)
+        .try_collect()
+        .await?;
+
+    if let Some(metrics) = app.metrics.model(&info.name) {
+        metrics.embed_requests.inc();
+    }
+    let timings = whole(embedded.iter().map(|e| &e.timings), arrived.elapsed());
+    let embeddings = embedded
+        .iter()
+        .zip(truncated)
+        .enumerate()
+        .map(|(i, (e, truncated))| options.encode(clamp(i), &e.values, e.tokens, truncated));
+    let usage = Usage {
+        prompt_tokens,
+        ..Usage::default()
+    };
+    Ok(v1::EmbedResponse {
+        request_id: id.to_string(),
+        model: info.name.clone(),
+        embeddings: embeddings.collect(),
+        usage: Some(events::usage(usage)),
+        timings: Some(events::timings(&timings, tokenize, 0)),
+        pooling: model::pooling(options.pooling).into(),
+        normalized: options.normalize,
+        system_fingerprint: info.fingerprint.clone(),
+    })
+}
+
+/// Has one input embedded.
+pub(super) async fn one(
+    app: &App,
+    backend: &Arc<dyn Backend>,
+    id: RequestId,
+    input: Input,
+    options: &Options,
+    arrived: Instant,
+) -> Result<Embedded, ApiError> {
+    let n_tokens = input.tokens.len();
+    let mut events = submit(backend, id, input, options, arrived)?;
+    loop {
+        match events.next().await {
+            Some(Event::Embedded(embedded)) => {
+                if let Some(metrics) = app.metrics.model(&backend.info().name) {
+                    metrics.embed_inputs.inc();
+                    metrics.embed_input_tokens.observe(n_tokens as f64);
+                }
+                return Ok(embedded);
+            }
+            Some(Event::Failed(error)) => return Err(error.into()),
+            Some(Event::Prompt(_)) => {}
+            Some(Event::Delta(_) | Event::Finished(_)) | None => {
+                return Err(ApiError::Internal {
+                    cause: "a backend did not answer an embedding with a vector".into(),
+                });
+            }
+        }
+    }
+}
+
+fn submit(
+    backend: &Arc<dyn Backend>,
+    id: RequestId,
+    input: Input,
+    options: &Options,
+    arrived: Instant,
+) -> Result<EventStream, SubmitError> {
+    backend.submit(Request::Embed(EmbedRequest {
+        id,
+        tokens: input.tokens,
+        pooling: options.pooling,
+        priority: options.priority,
+        arrived,
+    }))
+}
+
+/// The times of a whole call: the shortest wait, the longest work.
+fn whole<'a>(parts: impl Iterator<Item = &'a Timings>, total: Duration) -> Timings {
+    let (mut queue, mut prefill) = (None::<Duration>, Duration::ZERO);
+    for part in parts {
+        queue = Some(queue.map_or(part.queue, |q| q.min(part.queue)));
+        prefill = prefill.max(part.queue + part.prefill);
+    }
+    let queue = queue.unwrap_or_default();
+    Timings {
+        queue,
+        prefill: prefill.saturating_sub(queue),
+        total,
+        ..Timings::default()
+    }
+}

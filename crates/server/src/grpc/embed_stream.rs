@@ -1,0 +1,224 @@
+//! Vectors of a stream of inputs: out of order, each failing alone, no more in work than configured.
+//!
+//! Back-pressure runs through: an input is read when there is room to work on it, and there is room when an answer was
+//! taken.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use baichuan_engine::event::Usage;
+use baichuan_engine::{Backend, RequestId};
+use baichuan_proto::v1;
+use futures::stream::{self, BoxStream, StreamExt};
+use tonic::{Status, Streaming};
+
+use super::convert::embed::{self, Options};
+use super::convert::{Findings, events, model, prompt};
+use super::embed::{interrupted, one};
+use super::meta::{Meta, failure};
+use super::pipeline::transport_error;
+use crate::app::App;
+use crate::calls::Call;
+use crate::error::{ApiError, Phase};
+
+/// What all inputs of a stream share.
+struct Shared {
+    app: Arc<App>,
+    id: RequestId,
+    backend: Arc<dyn Backend>,
+    options: Options,
+    /// Per input.
+    time_limit: Option<Duration>,
+}
+
+/// Reads the first message, which sets the stream up, and answers with the stream of vectors and its name.
+pub(super) async fn embed_stream(
+    app: &Arc<App>,
+    meta: &Meta,
+    mut requests: Streaming<v1::EmbedStreamRequest>,
+) -> (
+    RequestId,
+    Result<BoxStream<'static, Result<v1::EmbedStreamResponse, Status>>, ApiError>,
+) {
+    let first = match requests.message().await {
+        Ok(Some(first)) => first,
+        Ok(None) => {
+            let nothing = ApiError::invalid("options", "the stream ended before its first message");
+            return (meta.request_id(""), Err(nothing));
+        }
+        Err(status) => return (meta.request_id(""), Err(reading(&status))),
+    };
+    let own = first.options.as_ref().map_or("", |o| o.request_id.as_str());
+    let id = meta.request_id(own);
+    let stream = start(app, &id, meta, first, requests);
+    (id, stream)
+}
+
+fn start(
+    app: &Arc<App>,
+    id: &RequestId,
+    meta: &Meta,
+    mut first: v1::EmbedStreamRequest,
+    requests: Streaming<v1::EmbedStreamRequest>,
+) -> Result<BoxStream<'static, Result<v1::EmbedStreamResponse, Status>>, ApiError> {
+    let options = first.options.take().unwrap_or_default();
+    let call = app.calls.begin(id.clone(), meta.limit(app, None))?;
+    let backend = app.models.backend(&options.model)?.clone();
+    let mut findings = Findings::default();
+    let checked = embed::check_options(&options, backend.info(), &mut findings);
+    findings.that(options.inputs.is_empty(), "inputs", || {
+        "must be empty in the options of a stream".into()
+    });
+    if !findings.0.is_empty() {
+        for violation in &mut findings.0 {
+            violation.field.insert_str(0, "options.");
+        }
+        findings.done()?;
+    }
+    if let Some(metrics) = app.metrics.model(&backend.info().name) {
+        metrics.embed_requests.inc();
+    }
+    let shared = Arc::new(Shared {
+        app: app.clone(),
+        id: id.clone(),
+        backend,
+        options: checked,
+        time_limit: options.time_limit_ms.map(|ms| Duration::from_millis(ms.into())),
+    });
+
+    let in_flight = app.config.requests.embed_in_flight;
+    let works = stream::once(async { Ok(first) }).chain(requests).map({
+        let shared = shared.clone();
+        move |request| answer(shared.clone(), request)
+    });
+    let answers = works.buffer_unordered(in_flight).boxed();
+    Ok(stream::unfold(Some((call, answers, shared)), next).boxed())
+}
+
+type Answers = BoxStream<'static, Result<v1::EmbedStreamResponse, ApiError>>;
+type State = (Call, Answers, Arc<Shared>);
+
+/// The next answer, or what ends the stream.
+async fn next(state: Option<State>) -> Option<(Result<v1::EmbedStreamResponse, Status>, Option<State>)> {
+    let (mut call, mut answers, shared) = state?;
+    let error = match call.run(answers.next()).await {
+        Ok(None) => return None,
+        Ok(Some(Ok(answer))) => return Some((Ok(answer), Some((call, answers, shared)))),
+        Ok(Some(Err(error))) => error,
+        Err(interrupt) => interrupted(interrupt, Usage::default()),
+    };
+    Some((Err(failure(&shared.app, &shared.id, &error)), None))
+}
+
+/// One input's answer; an error ends the stream.
+async fn answer(
+    shared: Arc<Shared>,
+    request: Result<v1::EmbedStreamRequest, Status>,
+) -> Result<v1::EmbedStreamResponse, ApiError> {
+    let request = request.map_err(|status| reading(&status))?;
+    let index = request.index;
+    let limit = shared.time_limit;
+    let work = embed_one(&shared, request);
+    let outcome = match limit {
+        Some(limit) => tokio::time::timeout(limit, work)
+            .await
+            .unwrap_or(Err(ApiError::DeadlineExceeded {
+                phase: Phase::Prefill,
+                usage: Usage::default(),
+            })),
+        None => work.await,
+    };
+    let info = shared.backend.info();
+    let (result, tokens) = match outcome {
+        Ok((embedding, tokens)) => (v1::embed_stream_response::Result::Embedding(embedding), tokens),
+        Err(error) => {
+            // Nothing that comes later could fare better: the stream as a whole is over.
+            if matches!(error, ApiError::Unavailable(_)) {
+                return Err(error);
+            }
+            (
+                v1::embed_stream_response::Result::Error(item_error(&shared, &error)),
+                0,
+            )
+        }
+    };
+    let usage = Usage {
+        prompt_tokens: tokens,
+        ..Usage::default()
+    };
+    Ok(v1::EmbedStreamResponse {
+        index,
+        result: Some(result),
+        usage: Some(events::usage(usage)),
+        model: info.name.clone(),
+        pooling: model::pooling(shared.options.pooling).into(),
+        normalized: shared.options.normalize,
+        system_fingerprint: info.fingerprint.clone(),
+    })
+}
+
+async fn embed_one(
+    shared: &Arc<Shared>,
+    request: v1::EmbedStreamRequest,
+) -> Result<(v1::Embedding, usize), ApiError> {
+    let arrived = Instant::now();
+    let (app, options, info) = (&shared.app, shared.options, shared.backend.info());
+    let mut findings = Findings::default();
+    findings.that(request.options.is_none(), "options", || {
+        "only the first message may have them".into()
+    });
+    let prompt = embed::check_input(request.input, "input", info, &mut findings);
+    findings.done()?;
+    let Some(prompt) = prompt else {
+        return Err(ApiError::invalid("input", "must be set"));
+    };
+    let field = prompt.field("input.");
+    let tokenizer = info.tokenizer.clone();
+    let input = app
+        .text
+        .run(move || {
+            prompt
+                .encode(&tokenizer, "input.")
+                .map(|tokens| options.cut(tokens))
+        })
+        .await??;
+    prompt::check_length(&input.tokens, &field, info.max_context)?;
+    let (n_bytes, max_bytes) = (
+        options.n_bytes(&input),
+        app.config.grpc.max_encoding_message_bytes,
+    );
+    if n_bytes > max_bytes {
+        let message = format!("the answer would have {n_bytes} bytes, a message has at most {max_bytes}");
+        return Err(ApiError::invalid(field, message));
+    }
+    let truncated = input.truncated;
+    let id = RequestId::new(format!("{}[{}]", shared.id, request.index));
+    let embedded = one(app, &shared.backend, id, input, &options, arrived).await?;
+    let embedding = options.encode(request.index, &embedded.values, embedded.tokens, truncated);
+    Ok((embedding, embedded.tokens))
+}
+
+/// An input's failure, told in the stream, with the same code and reason as a call's.
+fn item_error(shared: &Shared, error: &ApiError) -> v1::EmbedError {
+    use tonic_types::StatusExt;
+    let status = failure(&shared.app, &shared.id, error);
+    let details = status.get_error_details();
+    let delay = match error {
+        ApiError::Exhausted { retry_after, .. } => *retry_after,
+        _ => None,
+    };
+    v1::EmbedError {
+        code: status.code().into(),
+        message: status.message().to_owned(),
+        reason: details.error_info().map(|i| i.reason.clone()).unwrap_or_default(),
+        retry_delay_ms: delay.map(|d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX)),
+    }
+}
+
+/// Why the next message could not be read.
+fn reading(status: &Status) -> ApiError {
+    transport_error(status).unwrap_or_else(|| match status.code() {
+        tonic::Code::Cancelled => ApiError::Aborted,
+        _ => ApiError::invalid("", format!("cannot read the stream: {}", status.message())),
+    })
+}

@@ -1,0 +1,330 @@
+//! One generation, from its request to its last message; streaming and unary calls are two readers of it.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use baichuan_engine::event::{Delta, Event, Finished, PromptInfo, Timings, Usage};
+use baichuan_engine::request::{GenerateRequest, Request};
+use baichuan_engine::{Backend, EventStream, RequestId};
+use baichuan_proto::v1;
+use baichuan_proto::v1::generate_response::Event as WireEvent;
+
+use super::convert::events::{self, End};
+use super::convert::{clamp, generate, prompt};
+use super::meta::Meta;
+use crate::app::App;
+use crate::calls::{Call, Interrupt};
+use crate::error::{ApiError, Phase, Unavailable};
+use crate::telemetry::metrics::{ModelMetrics, observe};
+
+/// A generation that runs. Dropping it cancels it.
+pub(super) struct Generation {
+    app: Arc<App>,
+    call: Call,
+    backend: Arc<dyn Backend>,
+    metrics: Option<Arc<ModelMetrics>>,
+    /// Absent when the call was interrupted before it was submitted.
+    events: Option<EventStream>,
+    interrupted: Option<Interrupt>,
+    seed: u64,
+    return_token_ids: bool,
+    tokenize: Duration,
+    prompt: Option<PromptInfo>,
+    prompt_tokens: usize,
+    completions: Vec<Completion>,
+    pending: VecDeque<Result<WireEvent, ApiError>>,
+    ended: bool,
+}
+
+/// What is known of one completion so far.
+#[derive(Clone, Default)]
+struct Completion {
+    n_tokens: usize,
+    first_token: Option<Instant>,
+    last_token: Option<Instant>,
+    ended: bool,
+}
+
+/// Takes a request up: checks it, tokenises its prompt, submits it.
+pub(super) async fn start(
+    app: &Arc<App>,
+    id: &RequestId,
+    meta: &Meta,
+    request: v1::GenerateRequest,
+) -> Result<Generation, ApiError> {
+    let mut call = app
+        .calls
+        .begin(id.clone(), meta.limit(app, request.time_limit_ms))?;
+    let backend = app.models.backend(&request.model)?.clone();
+    let info = backend.info();
+    let valid = generate::check(request, info, rand::random())?;
+
+    let (sampling, output) = (valid.sampling, valid.output);
+    let (seed, n) = (sampling.seed(), sampling.n());
+    let field = valid.prompt.field("");
+    let tokenizer = info.tokenizer.clone();
+    let started = Instant::now();
+    let encoding = app.text.run(move || valid.prompt.encode(&tokenizer, ""));
+    let encoded = call.run(encoding).await;
+    let tokenize = started.elapsed();
+    let (events, interrupted, prompt_tokens) = match encoded {
+        Err(interrupt) => (None, Some(interrupt), 0),
+        Ok(tokens) => {
+            let mut tokens = tokens??;
+            if let Some(keep) = valid.truncate {
+                tokens.drain(..tokens.len().saturating_sub(keep));
+            }
+            // One place of the context is for the first token generated.
+            prompt::check_length(&tokens, &field, info.max_context.saturating_sub(1))?;
+            let prompt_tokens = tokens.len();
+            let request = Request::Generate(Box::new(GenerateRequest {
+                id: id.clone(),
+                prompt: tokens,
+                sampling,
+                stopping: valid.stopping,
+                output,
+                priority: valid.priority,
+                arrived: call.arrived,
+            }));
+            (Some(backend.submit(request)?), None, prompt_tokens)
+        }
+    };
+    Ok(Generation {
+        app: app.clone(),
+        call,
+        metrics: app.metrics.model(&info.name),
+        events,
+        interrupted,
+        seed,
+        return_token_ids: output.token_ids,
+        tokenize,
+        prompt: None,
+        prompt_tokens,
+        completions: vec![Completion::default(); n as usize],
+        pending: VecDeque::new(),
+        ended: false,
+        backend,
+    })
+}
+
+impl Generation {
+    /// Its model's served name.
+    pub(super) fn model(&self) -> &str {
+        &self.backend.info().name
+    }
+
+    /// Of weights and build.
+    pub(super) fn fingerprint(&self) -> &str {
+        &self.backend.info().fingerprint
+    }
+
+    /// Its request's name.
+    pub(super) fn id(&self) -> &RequestId {
+        &self.call.id
+    }
+
+    /// The next message, or the error that ends the call; `None` at the end.
+    pub(super) async fn next(&mut self) -> Option<Result<WireEvent, ApiError>> {
+        loop {
+            if let Some(message) = self.pending.pop_front() {
+                return Some(message);
+            }
+            if self.ended {
+                return None;
+            }
+            let news = match (self.interrupted, &mut self.events) {
+                (Some(interrupt), _) => Err(interrupt),
+                (None, Some(events)) => self.call.run(events.next()).await,
+                (None, None) => Ok(None),
+            };
+            match news {
+                Err(interrupt) => self.interrupt(interrupt),
+                Ok(None) => self.ended = true,
+                Ok(Some(Event::Prompt(info))) => self.admitted(info),
+                Ok(Some(Event::Delta(delta))) => self.grown(delta),
+                Ok(Some(Event::Finished(finished))) => self.finished(finished),
+                Ok(Some(Event::Failed(error))) => self.fail(error.into()),
+                Ok(Some(Event::Embedded(_))) => self.fail(ApiError::Internal {
+                    cause: "a backend answered a generation with an embedding".into(),
+                }),
+            }
+        }
+    }
+
+    fn admitted(&mut self, info: PromptInfo) {
+        let wire = v1::PromptInfo {
+            request_id: self.id().to_string(),
+            model: self.model().to_owned(),
+            prompt_tokens: clamp(info.prompt_tokens),
+            cached_tokens: clamp(info.cached_tokens),
+            queue_ms: events::millis(info.queue.saturating_sub(self.tokenize)),
+            seed: self.seed,
+            prompt_logprobs: events::logprobs(info.prompt_logprobs.clone()),
+        };
+        if let Some(metrics) = &self.metrics {
+            observe(&metrics.queue, info.queue);
+            metrics.prompt_tokens.observe(info.prompt_tokens as f64);
+        }
+        self.prompt = Some(PromptInfo {
+            prompt_logprobs: Vec::new(),
+            ..info
+        });
+        self.pending.push_back(Ok(WireEvent::PromptInfo(wire)));
+    }
+
+    fn grown(&mut self, delta: Delta) {
+        let n_new = delta.token_ids.len();
+        let first_of_all = self.completions.iter().all(|c| c.first_token.is_none());
+        if let Some(completion) = self.completions.get_mut(delta.index as usize) {
+            completion.n_tokens += n_new;
+            if let Some(metrics) = &self.metrics {
+                match completion.last_token {
+                    None if first_of_all => {
+                        observe(
+                            &metrics.first_token,
+                            delta.at.saturating_duration_since(self.call.arrived),
+                        );
+                    }
+                    None => {}
+                    Some(last) => {
+                        let gap = delta.at.saturating_duration_since(last) / clamp(n_new.max(1));
+                        (0..n_new).for_each(|_| observe(&metrics.inter_token, gap));
+                    }
+                }
+            }
+            completion.first_token.get_or_insert(delta.at);
+            completion.last_token = Some(delta.at);
+        }
+        self.pending.push_back(Ok(WireEvent::Delta(v1::Delta {
+            index: delta.index,
+            text: delta.text,
+            token_ids: if self.return_token_ids {
+                delta.token_ids
+            } else {
+                Vec::new()
+            },
+            logprobs: events::logprobs(delta.logprobs),
+        })));
+    }
+
+    fn finished(&mut self, finished: Finished) {
+        let n_tokens = finished.usage.completion_tokens;
+        if let Some(metrics) = &self.metrics {
+            let timings = &finished.timings;
+            observe(&metrics.e2e, timings.total);
+            observe(&metrics.prefill, timings.prefill);
+            observe(&metrics.decode, timings.decode);
+            observe(&metrics.per_output_token, timings.time_per_output_token(n_tokens));
+            metrics.generation_tokens.observe(n_tokens as f64);
+        }
+        let end = End::Engine(finished.reason);
+        self.end_completion(
+            finished.index,
+            &end,
+            finished.usage,
+            &finished.timings,
+            finished.preemptions,
+        );
+        self.ended = self.completions.iter().all(|c| c.ended);
+    }
+
+    fn end_completion(&mut self, index: u32, end: &End, usage: Usage, timings: &Timings, preemptions: u32) {
+        let wire = end.on_wire();
+        if let Some(completion) = self.completions.get_mut(index as usize) {
+            completion.ended = true;
+        }
+        if let Some(metrics) = &self.metrics {
+            metrics.ended(wire.label);
+        }
+        self.pending.push_back(Ok(WireEvent::Finish(v1::Finish {
+            index,
+            finish_reason: wire.reason.into(),
+            matched: wire.matched,
+            usage: Some(events::usage(usage)),
+            timings: Some(events::timings(timings, self.tokenize, usage.completion_tokens)),
+            preemptions,
+            system_fingerprint: self.fingerprint().to_owned(),
+        })));
+    }
+
+    fn interrupt(&mut self, interrupt: Interrupt) {
+        // Gone before the last messages are read: the engine frees what the request held.
+        self.events = None;
+        let phase = self.phase();
+        let end = match interrupt {
+            Interrupt::Deadline => End::TimeLimit,
+            Interrupt::Aborted => End::Aborted,
+            Interrupt::ServerEnds => return self.fail(ApiError::Unavailable(Unavailable::Ended)),
+        };
+        let usage_of_all = self.usage(self.completions.iter().map(|c| c.n_tokens).sum());
+        for index in 0..self.completions.len() {
+            let completion = self.completions[index].clone();
+            if !completion.ended {
+                let usage = self.usage(completion.n_tokens);
+                self.end_completion(clamp(index), &end, usage, &self.timings(&completion), 0);
+            }
+        }
+        self.ended = true;
+        if interrupt == Interrupt::Deadline {
+            self.pending.push_back(Err(ApiError::DeadlineExceeded {
+                phase,
+                usage: usage_of_all,
+            }));
+        } else {
+            self.app.metrics.cancelled(phase);
+        }
+    }
+
+    fn fail(&mut self, error: ApiError) {
+        self.events = None;
+        self.ended = true;
+        self.pending.push_back(Err(error));
+    }
+
+    /// How far the request has come.
+    pub(super) fn phase(&self) -> Phase {
+        if self.completions.iter().any(|c| c.first_token.is_some()) {
+            Phase::Decode
+        } else if self.prompt.is_some() {
+            Phase::Prefill
+        } else {
+            Phase::Queued
+        }
+    }
+
+    fn usage(&self, completion_tokens: usize) -> Usage {
+        Usage {
+            prompt_tokens: self.prompt_tokens,
+            completion_tokens,
+            cached_tokens: self.prompt.as_ref().map_or(0, |p| p.cached_tokens),
+        }
+    }
+
+    /// The times of a completion that ends now, unfinished.
+    fn timings(&self, completion: &Completion) -> Timings {
+        let total = self.call.arrived.elapsed();
+        let queue = self.prompt.as_ref().map_or(total, |p| p.queue);
+        let to_first = completion
+            .first_token
+            .map(|at| at.saturating_duration_since(self.call.arrived));
+        Timings {
+            queue,
+            prefill: to_first.unwrap_or(total).saturating_sub(queue),
+            decode: match (completion.first_token, completion.last_token) {
+                (Some(first), Some(last)) => last.saturating_duration_since(first),
+                _ => Duration::ZERO,
+            },
+            time_to_first_token: to_first.unwrap_or_default(),
+            total,
+        }
+    }
+}
+
+impl Drop for Generation {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.app.metrics.cancelled(self.phase());
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! `InferenceService`: each method names its call and hands it to the file it is in.
+
+use std::sync::Arc;
+
+use baichuan_engine::RequestId;
+use baichuan_proto::v1;
+use baichuan_proto::v1::inference_service_server::InferenceService;
+use futures::stream::{self, BoxStream, StreamExt};
+use tonic::{Request, Response, Status, Streaming};
+
+use super::generate::Generation;
+use super::meta::{Meta, answer, failure};
+use super::{embed, embed_stream, generate, generate_unary, text};
+use crate::app::App;
+use crate::error::ApiError;
+
+/// The service.
+pub(super) struct Inference(pub(super) Arc<App>);
+
+#[async_trait::async_trait]
+impl InferenceService for Inference {
+    type GenerateStream = BoxStream<'static, Result<v1::GenerateResponse, Status>>;
+    type EmbedStreamStream = BoxStream<'static, Result<v1::EmbedStreamResponse, Status>>;
+
+    async fn generate(
+        &self,
+        request: Request<v1::GenerateRequest>,
+    ) -> Result<Response<Self::GenerateStream>, Status> {
+        let meta = Meta::of(&request);
+        let request = request.into_inner();
+        let id = meta.request_id(&request.request_id);
+        let started = generate::start(&self.0, &id, &meta, request).await;
+        answer(
+            &self.0,
+            &id,
+            started.map(|g| messages(self.0.clone(), id.clone(), g)),
+        )
+    }
+
+    async fn generate_unary(
+        &self,
+        request: Request<v1::GenerateUnaryRequest>,
+    ) -> Result<Response<v1::GenerateUnaryResponse>, Status> {
+        let meta = Meta::of(&request);
+        let Some(request) = request.into_inner().request else {
+            let id = meta.request_id("");
+            return answer(&self.0, &id, Err(ApiError::invalid("request", "must be set")));
+        };
+        let id = meta.request_id(&request.request_id);
+        let collected = async {
+            let generation = generate::start(&self.0, &id, &meta, request).await;
+            generate_unary::collect(generation.map_err(in_request)?).await
+        };
+        answer(&self.0, &id, collected.await)
+    }
+
+    async fn embed(&self, request: Request<v1::EmbedRequest>) -> Result<Response<v1::EmbedResponse>, Status> {
+        let meta = Meta::of(&request);
+        let request = request.into_inner();
+        let id = meta.request_id(&request.request_id);
+        answer(&self.0, &id, embed::embed(&self.0, &id, &meta, request).await)
+    }
+
+    async fn embed_stream(
+        &self,
+        request: Request<Streaming<v1::EmbedStreamRequest>>,
+    ) -> Result<Response<Self::EmbedStreamStream>, Status> {
+        let meta = Meta::of(&request);
+        let (id, stream) = embed_stream::embed_stream(&self.0, &meta, request.into_inner()).await;
+        answer(&self.0, &id, stream)
+    }
+
+    async fn tokenize(
+        &self,
+        request: Request<v1::TokenizeRequest>,
+    ) -> Result<Response<v1::TokenizeResponse>, Status> {
+        let meta = Meta::of(&request);
+        let request = request.into_inner();
+        let id = meta.request_id(&request.request_id);
+        answer(&self.0, &id, text::tokenize(&self.0, &id, &meta, request).await)
+    }
+
+    async fn detokenize(
+        &self,
+        request: Request<v1::DetokenizeRequest>,
+    ) -> Result<Response<v1::DetokenizeResponse>, Status> {
+        let meta = Meta::of(&request);
+        let request = request.into_inner();
+        let id = meta.request_id(&request.request_id);
+        answer(&self.0, &id, text::detokenize(&self.0, &id, &meta, request).await)
+    }
+}
+
+/// A generation as the stream of its messages.
+fn messages(
+    app: Arc<App>,
+    id: RequestId,
+    generation: Generation,
+) -> BoxStream<'static, Result<v1::GenerateResponse, Status>> {
+    stream::unfold((app, id, generation), async |(app, id, mut generation)| {
+        let message = match generation.next().await? {
+            Ok(event) => Ok(v1::GenerateResponse { event: Some(event) }),
+            Err(error) => Err(failure(&app, &id, &error)),
+        };
+        Some((message, (app, id, generation)))
+    })
+    .boxed()
+}
+
+/// Violations in a request that lies in the field `request`.
+fn in_request(error: ApiError) -> ApiError {
+    match error {
+        ApiError::Invalid(mut violations) => {
+            for violation in &mut violations.0 {
+                violation.field.insert_str(0, "request.");
+            }
+            ApiError::Invalid(violations)
+        }
+        other => other,
+    }
+}

@@ -1,0 +1,161 @@
+//! What a call says in its metadata: its name and its time.
+
+use std::time::Duration;
+
+use baichuan_engine::{RequestId, Violation};
+use http::HeaderMap;
+use tonic::{Request, Response, Status};
+
+use super::status::{self, REQUEST_ID};
+use crate::app::App;
+use crate::error::ApiError;
+
+const TIMEOUT: &str = "grpc-timeout";
+const MAX_ID_BYTES: usize = 128;
+
+/// What a call says in its metadata.
+pub(super) struct Meta {
+    /// Name from the metadata; the pipeline made one where the caller gave none.
+    id: RequestId,
+    timeout: Option<Duration>,
+}
+
+/// Whether `id` may name a request: 1 to 128 visible ASCII characters.
+pub(super) fn is_request_id(id: &str) -> bool {
+    (1..=MAX_ID_BYTES).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_graphic())
+}
+
+/// A new request's name.
+pub(super) fn new_request_id() -> RequestId {
+    RequestId::new(uuid::Uuid::now_v7().to_string())
+}
+
+/// Violations of a `request_id` field, which may be empty.
+pub(super) fn check_request_id(field: &str, id: &str, violations: &mut Vec<Violation>) {
+    if !id.is_empty() && !is_request_id(id) {
+        let message = format!(
+            "must be 1 to {MAX_ID_BYTES} visible ASCII characters, got {} bytes",
+            id.len()
+        );
+        violations.push(Violation::new(field, message));
+    }
+}
+
+impl Meta {
+    /// Reads a call's metadata.
+    pub(super) fn of<T>(request: &Request<T>) -> Self {
+        let metadata = request.metadata();
+        let id = metadata.get(REQUEST_ID).and_then(|v| v.to_str().ok());
+        Self {
+            id: id
+                .filter(|id| is_request_id(id))
+                .map_or_else(new_request_id, RequestId::new),
+            timeout: timeout(metadata.as_ref()),
+        }
+    }
+
+    /// The call's name: the message's own if it has a good one, else the metadata's.
+    pub(super) fn request_id(&self, own: &str) -> RequestId {
+        match is_request_id(own) {
+            true => RequestId::new(own),
+            false => self.id.clone(),
+        }
+    }
+
+    /// How long the call may take: the least of `grpc-timeout`, the message's limit and the server's.
+    pub(super) fn limit(&self, app: &App, time_limit_ms: Option<u32>) -> Option<Duration> {
+        let own = time_limit_ms.map(|ms| Duration::from_millis(ms.into()));
+        [self.timeout, own, app.config.requests.max_time]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+}
+
+/// The `grpc-timeout` header: up to eight digits and a unit. A malformed one is none, as in every gRPC server.
+fn timeout(headers: &HeaderMap) -> Option<Duration> {
+    let text = headers.get(TIMEOUT)?.to_str().ok()?;
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    let well_formed = (1..=8).contains(&digits.len()) && digits.bytes().all(|b| b.is_ascii_digit());
+    let value: u64 = well_formed.then(|| digits.parse().ok())??;
+    match unit {
+        "H" => Some(Duration::from_secs(value * 3600)),
+        "M" => Some(Duration::from_secs(value * 60)),
+        "S" => Some(Duration::from_secs(value)),
+        "m" => Some(Duration::from_millis(value)),
+        "u" => Some(Duration::from_micros(value)),
+        "n" => Some(Duration::from_nanos(value)),
+        _ => None,
+    }
+}
+
+/// A method's outcome as tonic wants it: named either way, counted and logged where it failed.
+pub(super) fn answer<T>(
+    app: &App,
+    id: &RequestId,
+    outcome: Result<T, ApiError>,
+) -> Result<Response<T>, Status> {
+    match outcome {
+        Ok(message) => {
+            let mut response = Response::new(message);
+            status::name(response.metadata_mut(), id);
+            Ok(response)
+        }
+        Err(error) => Err(failure(app, id, &error)),
+    }
+}
+
+/// A failed call's status, counted and logged.
+pub(super) fn failure(app: &App, id: &RequestId, error: &ApiError) -> Status {
+    app.metrics.failed(error);
+    error.log(id);
+    status::status(error, id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_timeout_has_up_to_eight_digits_and_a_unit() {
+        let read = |text: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(TIMEOUT, text.parse().unwrap());
+            timeout(&headers)
+        };
+        for (text, expected) in [
+            ("1H", Some(Duration::from_secs(3600))),
+            ("2M", Some(Duration::from_secs(120))),
+            ("3S", Some(Duration::from_secs(3))),
+            ("250m", Some(Duration::from_millis(250))),
+            ("99999999u", Some(Duration::from_micros(99_999_999))),
+            ("7n", Some(Duration::from_nanos(7))),
+            ("0m", Some(Duration::ZERO)),
+            ("123456789m", None),
+            ("m", None),
+            ("", None),
+            ("-1S", None),
+            ("+1S", None),
+            ("1s", None),
+            ("1.5S", None),
+        ] {
+            assert_eq!(read(text), expected, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_request_id_is_short_and_visible() {
+        for (id, good) in [
+            ("a", true),
+            (&"x".repeat(128), true),
+            ("0190a1b2-~!", true),
+            ("", false),
+            (&"x".repeat(129), false),
+            ("a b", false),
+            ("a\n", false),
+            ("é", false),
+        ] {
+            assert_eq!(is_request_id(id), good, "{id:?}");
+        }
+    }
+}

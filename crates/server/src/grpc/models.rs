@@ -1,0 +1,47 @@
+//! `ModelService`: what is served.
+
+use std::sync::Arc;
+
+use baichuan_proto::v1;
+use baichuan_proto::v1::model_service_server::ModelService;
+use tonic::{Request, Response, Status};
+
+use super::convert::model;
+use super::meta::{Meta, answer};
+use crate::app::App;
+use crate::models::Model;
+
+/// The service.
+pub(super) struct ModelList(pub(super) Arc<App>);
+
+impl ModelList {
+    fn describe(&self, served: &Model) -> v1::Model {
+        let is_default = served.name() == self.0.models.default_name();
+        let info = served.backend().map(|b| b.info());
+        model::model(served.name(), is_default, served.state(&self.0.calls), info)
+    }
+}
+
+#[async_trait::async_trait]
+impl ModelService for ModelList {
+    async fn list_models(
+        &self,
+        request: Request<v1::ListModelsRequest>,
+    ) -> Result<Response<v1::ListModelsResponse>, Status> {
+        let id = Meta::of(&request).request_id("");
+        let models = self.0.models.iter().map(|m| self.describe(m)).collect();
+        answer(&self.0, &id, Ok(v1::ListModelsResponse { models }))
+    }
+
+    async fn get_model(
+        &self,
+        request: Request<v1::GetModelRequest>,
+    ) -> Result<Response<v1::GetModelResponse>, Status> {
+        let id = Meta::of(&request).request_id("");
+        let found = self.0.models.find(&request.get_ref().model);
+        let response = found.map(|m| v1::GetModelResponse {
+            model: Some(self.describe(m)),
+        });
+        answer(&self.0, &id, response)
+    }
+}

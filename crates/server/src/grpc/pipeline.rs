@@ -1,0 +1,185 @@
+//! What every call passes through: it is named, counted, let in while there is room, and its end is seen.
+//!
+//! In the order of the code. Authentication will stand between naming and admission.
+
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use baichuan_engine::RequestId;
+use bytes::Bytes;
+use http::{HeaderMap, Request, Response};
+use http_body::Frame;
+use hyper::body::Incoming;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tonic::body::Body;
+use tonic::service::Routes;
+use tonic::{Code, Status};
+use tower::Service;
+
+use super::meta::{failure, is_request_id, new_request_id};
+use super::status::REQUEST_ID;
+use crate::app::App;
+use crate::error::{ApiError, Exhausted};
+use crate::telemetry::rpc_metrics::StartedRpc;
+
+/// Paths under the limit on calls; health, control and reflection answer whatever is going on.
+const LIMITED: &str = "/baichuan.v1.InferenceService/";
+
+/// The way of every call to the services and back.
+#[derive(Clone)]
+pub(crate) struct Pipeline {
+    app: Arc<App>,
+    routes: Routes,
+    room: Arc<Semaphore>,
+}
+
+impl Pipeline {
+    pub(crate) fn new(app: Arc<App>, routes: Routes) -> Self {
+        let room = app.config.grpc.max_concurrent_calls.min(Semaphore::MAX_PERMITS);
+        Self {
+            app,
+            routes,
+            room: Arc::new(Semaphore::new(room)),
+        }
+    }
+
+    /// Carries one call.
+    pub(crate) async fn call(mut self, request: Request<Incoming>) -> Result<Response<Watched>, Infallible> {
+        let mut request = request.map(Body::new);
+        let id = name(request.headers_mut());
+        let rpc = self.app.metrics.rpc.start(request.uri().path());
+        let room = if request.uri().path().starts_with(LIMITED) {
+            match self.room.clone().try_acquire_owned() {
+                Ok(room) => Some(room),
+                Err(_) => return Ok(watch(self.full(&id).into_http(), rpc, None)),
+            }
+        } else {
+            None
+        };
+        let Ok(mut response) = self.routes.call(request).await;
+        repair(response.headers_mut(), &self.app, &id);
+        echo(response.headers_mut(), &id);
+        Ok(watch(response, rpc, room))
+    }
+
+    fn full(&self, id: &RequestId) -> Status {
+        let limit = self.app.config.grpc.max_concurrent_calls;
+        let error = ApiError::Exhausted {
+            reason: Exhausted::Queue,
+            message: format!("{limit} calls run already"),
+            retry_after: Some(Duration::from_secs(1)),
+        };
+        failure(&self.app, id, &error)
+    }
+}
+
+/// Gives a call without a good name a new one.
+fn name(headers: &mut HeaderMap) -> RequestId {
+    let given = headers.get(REQUEST_ID).and_then(|v| v.to_str().ok());
+    if let Some(id) = given.filter(|id| is_request_id(id)) {
+        return RequestId::new(id);
+    }
+    let id = new_request_id();
+    if let Ok(value) = id.as_str().parse() {
+        headers.insert(REQUEST_ID, value);
+    }
+    id
+}
+
+/// Names the call in its response where the service did not.
+fn echo(headers: &mut HeaderMap, id: &RequestId) {
+    if !headers.contains_key(REQUEST_ID)
+        && let Ok(value) = id.as_str().parse()
+    {
+        headers.insert(REQUEST_ID, value);
+    }
+}
+
+/// Gives the errors of the protocol library, raised before a service sees the call, the codes that gRPC and this
+/// server's contract have for them.
+fn repair(headers: &mut HeaderMap, app: &App, id: &RequestId) {
+    let Some(status) = Status::from_header_map(headers) else {
+        return;
+    };
+    if let Some(error) = transport_error(&status) {
+        let mut better = HeaderMap::new();
+        if failure(app, id, &error).add_header(&mut better).is_ok() {
+            headers.extend(better);
+        }
+    }
+}
+
+/// The server's own error for one that the protocol library raised while it read a message.
+pub(super) fn transport_error(status: &Status) -> Option<ApiError> {
+    let message = status.message();
+    match status.code() {
+        Code::Internal if message.starts_with("failed to decode Protobuf message") => {
+            Some(ApiError::invalid("", format!("not a valid message: {message}")))
+        }
+        Code::OutOfRange if message.contains("message length too large") => Some(ApiError::Exhausted {
+            reason: Exhausted::MessageSize,
+            message: message.to_owned(),
+            retry_after: None,
+        }),
+        _ => None,
+    }
+}
+
+fn watch(response: Response<Body>, rpc: StartedRpc, room: Option<OwnedSemaphorePermit>) -> Response<Watched> {
+    let (parts, body) = response.into_parts();
+    let mut watched = Watched {
+        body,
+        rpc: Some(rpc),
+        _room: room,
+    };
+    // An error before the first message is told in the headers; there are no trailers then.
+    watched.see(&parts.headers);
+    Response::from_parts(parts, watched)
+}
+
+/// A response's body, which sees how the call ends.
+pub(crate) struct Watched {
+    body: Body,
+    rpc: Option<StartedRpc>,
+    _room: Option<OwnedSemaphorePermit>,
+}
+
+impl Watched {
+    fn see(&mut self, headers: &HeaderMap) {
+        if let Some(status) = Status::from_header_map(headers)
+            && let Some(rpc) = self.rpc.take()
+        {
+            rpc.end(status.code());
+        }
+    }
+}
+
+impl http_body::Body for Watched {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let frame = Pin::new(&mut self.body).poll_frame(cx);
+        if let Poll::Ready(Some(Ok(frame))) = &frame
+            && let Some(trailers) = frame.trailers_ref()
+        {
+            let trailers = trailers.clone();
+            self.see(&trailers);
+        }
+        frame
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        self.body.size_hint()
+    }
+}

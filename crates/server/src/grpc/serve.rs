@@ -1,0 +1,213 @@
+//! Takes connections and carries their calls, within the transport's limits, until told to stop.
+//!
+//! Own code instead of tonic's server, for what that does not do: a bound on connections, a deadline for the HTTP/2
+//! preface, connection ages that differ, an end that does not wait for ever, and no second timer on `grpc-timeout`,
+//! which would cut calls with another code than this server's own.
+
+use std::io;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use hyper::server::conn::http2;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use rand::Rng;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, sleep_until};
+use tokio_util::sync::CancellationToken;
+
+use super::pipeline::Pipeline;
+use crate::config::GrpcConfig;
+
+/// The client's preface (RFC 9113, 3.4) and the header of the SETTINGS frame that must follow it.
+const PREFACE_BYTES: usize = 24 + 9;
+/// Wait after a failure to accept, such as having run out of file descriptors.
+const ACCEPT_RETRY: Duration = Duration::from_millis(50);
+
+/// How to stop: first ask connections to go, then close those that did not.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Stop {
+    /// Take no more connections, tell those there are to make no more calls.
+    pub(crate) gently: CancellationToken,
+    /// Close all.
+    pub(crate) now: CancellationToken,
+}
+
+/// Serves connections until stopped and all of them are closed.
+pub(crate) async fn serve(listener: TcpListener, config: GrpcConfig, pipeline: Pipeline, stop: Stop) {
+    let builder = http2_builder(&config);
+    let room = Arc::new(Semaphore::new(config.max_connections.min(Semaphore::MAX_PERMITS)));
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            () = stop.gently.cancelled() => break,
+            () = stop.now.cancelled() => break,
+            Some(_) = connections.join_next() => {}
+            accepted = listener.accept() => {
+                let (socket, peer) = match accepted {
+                    Ok(accepted) => accepted,
+                    Err(error) => {
+                        tracing::warn!(%error, "cannot accept a connection");
+                        sleep(ACCEPT_RETRY).await;
+                        continue;
+                    }
+                };
+                let Ok(place) = room.clone().try_acquire_owned() else {
+                    tracing::warn!(%peer, limit = config.max_connections, "too many connections: closed");
+                    continue;
+                };
+                let connection = connection(socket, builder.clone(), config.clone(), pipeline.clone(), stop.clone());
+                connections.spawn(async move {
+                    connection.await;
+                    drop(place);
+                });
+            }
+        }
+    }
+    drop(listener);
+    tokio::select! {
+        () = async { while connections.join_next().await.is_some() {} } => {}
+        () = stop.now.cancelled() => connections.shutdown().await,
+    }
+}
+
+fn http2_builder(config: &GrpcConfig) -> http2::Builder<TokioExecutor> {
+    let mut builder = http2::Builder::new(TokioExecutor::new());
+    builder
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(config.max_concurrent_streams)
+        .initial_stream_window_size(config.initial_stream_window_bytes)
+        .initial_connection_window_size(config.initial_connection_window_bytes)
+        .adaptive_window(false)
+        .max_frame_size(config.max_frame_bytes)
+        .max_header_list_size(config.max_header_list_bytes)
+        .max_send_buf_size(config.max_send_buffer_bytes)
+        .max_pending_accept_reset_streams(config.max_pending_accept_reset_streams)
+        .max_local_error_reset_streams(config.max_local_error_reset_streams)
+        .keep_alive_interval(config.keepalive_interval)
+        .keep_alive_timeout(config.keepalive_timeout);
+    builder
+}
+
+/// Carries one connection to its end.
+async fn connection(
+    socket: TcpStream,
+    builder: http2::Builder<TokioExecutor>,
+    config: GrpcConfig,
+    pipeline: Pipeline,
+    stop: Stop,
+) {
+    if let Err(error) = socket.set_nodelay(true) {
+        tracing::debug!(%error, "cannot turn Nagle's algorithm off");
+    }
+    let read = Arc::new(AtomicUsize::new(0));
+    let io = TokioIo::new(Counted {
+        socket,
+        read: read.clone(),
+    });
+    let service = service_fn(move |request| pipeline.clone().call(request));
+    let mut connection = pin!(builder.serve_connection(io, service));
+
+    let born = Instant::now();
+    let mut handshake = pin!(sleep_until(born + config.handshake_timeout));
+    let mut age = pin!(sleep_until(born + spread(config.max_connection_age)));
+    let mut grace = pin!(sleep_until(far_from(born)));
+    let (mut greeted, mut leaving) = (false, false);
+    loop {
+        tokio::select! {
+            ended = &mut connection => {
+                if let Err(error) = ended {
+                    tracing::debug!(%error, "connection ended");
+                }
+                return;
+            }
+            () = &mut handshake, if !greeted => {
+                greeted = true;
+                if read.load(Ordering::Relaxed) < PREFACE_BYTES {
+                    tracing::debug!("connection without HTTP/2 preface closed");
+                    return;
+                }
+            }
+            () = stop.gently.cancelled(), if !leaving => {
+                leaving = true;
+                connection.as_mut().graceful_shutdown();
+            }
+            () = &mut age, if !leaving => {
+                leaving = true;
+                connection.as_mut().graceful_shutdown();
+                grace.as_mut().reset(Instant::now() + config.max_connection_age_grace);
+            }
+            () = &mut grace => {
+                tracing::debug!("aged connection closed with calls on it");
+                return;
+            }
+        }
+    }
+}
+
+/// An age within 10 % of the configured one, so that connections made together do not go together.
+fn spread(age: Option<Duration>) -> Duration {
+    match age {
+        Some(age) => age.mul_f64(rand::rng().random_range(0.9..=1.1)),
+        None => NEVER,
+    }
+}
+
+/// As long as makes no difference.
+const NEVER: Duration = Duration::from_secs(60 * 60 * 24 * 365 * 30);
+
+fn far_from(now: Instant) -> Instant {
+    now + NEVER
+}
+
+/// A socket that counts the bytes read from it.
+struct Counted {
+    socket: TcpStream,
+    read: Arc<AtomicUsize>,
+}
+
+impl AsyncRead for Counted {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let polled = Pin::new(&mut self.socket).poll_read(cx, buf);
+        self.read
+            .fetch_add(buf.filled().len() - before, Ordering::Relaxed);
+        polled
+    }
+}
+
+impl AsyncWrite for Counted {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.socket).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.socket).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.socket.is_write_vectored()
+    }
+}

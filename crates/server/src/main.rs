@@ -1,0 +1,92 @@
+//! The binary `baichuan-server`: command line, logs, runtime, signals.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use args::{Arguments, Command, Settings};
+use baichuan_client::{Client, ConnectOptions, Health};
+use baichuan_engine::Registry;
+use baichuan_server::config::{Config, load};
+use baichuan_server::telemetry::{self, Terminal};
+use baichuan_server::{Listeners, Server, shutdown};
+use clap::Parser;
+use progress::Progress;
+
+mod args;
+mod progress;
+
+/// Threads that outlive the server, such as one that loads a model, get this long.
+const LEFTOVER_GRACE: Duration = Duration::from_secs(1);
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(&error.into()),
+    };
+    let outcome = runtime.block_on(run(arguments.command));
+    runtime.shutdown_timeout(LEFTOVER_GRACE);
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&error),
+    }
+}
+
+/// To standard error, whatever the state of the logs.
+fn fail(error: &anyhow::Error) -> ExitCode {
+    eprintln!("baichuan-server: {error:#}");
+    ExitCode::FAILURE
+}
+
+async fn run(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Serve(settings) => serve(load(&settings.inputs())?).await,
+        Command::CheckConfig(settings) => check_config(&settings),
+        Command::Demo(settings) => serve(load(&settings.inputs())?).await,
+        Command::Health(health) => probe(&health).await,
+    }
+}
+
+/// The plugins this program is composed of.
+fn registry() -> Registry {
+    Registry::new()
+}
+
+async fn serve(config: Config) -> anyhow::Result<()> {
+    let terminal = Terminal::default();
+    let filter = telemetry::init(&config.log, &terminal)?;
+    let listeners = Listeners::bind(&config.listen).await?;
+    let (trigger, shutdown) = shutdown::channel();
+    let server = Server::new(config, registry())
+        .log_filter(filter)
+        .observer(Arc::new(Progress::new(terminal, Terminal::is_watched())));
+    tokio::select! {
+        ended = server.run(listeners, shutdown) => Ok(ended?),
+        failed = trigger.ask_on_signals() => match failed {
+            Ok(never) => match never {},
+            Err(error) => Err(error).context("cannot handle signals"),
+        },
+    }
+}
+
+#[expect(clippy::print_stdout, reason = "the configuration is this command's output")]
+fn check_config(settings: &Settings) -> anyhow::Result<()> {
+    let config = load(&settings.inputs())?;
+    print!("{}", config.to_toml()?);
+    Ok(())
+}
+
+#[expect(clippy::print_stdout, reason = "the answer is this command's output")]
+async fn probe(health: &args::Health) -> anyhow::Result<()> {
+    let mut options = ConnectOptions::new(&health.server);
+    options.connect_timeout = health.timeout;
+    let asked = async { Client::connect(&options).await?.health(&health.service).await };
+    let answer = tokio::time::timeout(health.timeout, asked)
+        .await
+        .with_context(|| format!("{} did not answer within {:?}", health.server, health.timeout))??;
+    println!("{answer:?}");
+    anyhow::ensure!(answer == Health::Serving, "{} does not serve", health.server);
+    Ok(())
+}

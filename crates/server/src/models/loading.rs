@@ -1,0 +1,90 @@
+//! Loads the configured models, one after another, each on a blocking thread.
+//!
+//! One at a time, so that each sees how much memory the ones before have left.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use baichuan_engine::{Backend, Checkpoint, LoadError, LoadProgress, LoadRequest, Registry};
+
+use crate::config::ModelConfig;
+use crate::models::Models;
+use crate::server::ServeError;
+
+/// Learns how far a model's loading is.
+pub trait LoadObserver: Send + Sync {
+    /// Called as loading of `model` goes on, from any thread.
+    fn progress(&self, model: &str, progress: LoadProgress);
+    /// `model` is loaded or has failed.
+    fn ended(&self, model: &str);
+}
+
+/// Loads what is configured into `models`.
+///
+/// # Errors
+/// The first model that cannot be loaded.
+pub(crate) async fn load_all(
+    models: &Models,
+    configs: &[ModelConfig],
+    registry: &Registry,
+    observer: Arc<dyn LoadObserver>,
+) -> Result<(), ServeError> {
+    for (model, config) in models.iter().zip(configs) {
+        let started = Instant::now();
+        tracing::info!(model = config.name, path = %config.path.display(), "loading");
+        let (job, registry, observer) = (config.clone(), registry.clone(), observer.clone());
+        let outcome = tokio::task::spawn_blocking(move || {
+            let outcome = load_one(&job, &registry, observer.as_ref());
+            observer.ended(&job.name);
+            outcome
+        })
+        .await;
+        let backend = match outcome {
+            Ok(Ok(backend)) => backend,
+            Ok(Err(source)) => {
+                return Err(ServeError::Load {
+                    model: config.name.clone(),
+                    source,
+                });
+            }
+            Err(_) => {
+                return Err(ServeError::LoadPanicked {
+                    model: config.name.clone(),
+                });
+            }
+        };
+        let info = backend.info();
+        tracing::info!(
+            model = config.name,
+            architecture = info.architecture,
+            plugin = info.plugin,
+            parameters = info.parameters,
+            dtype = info.dtype,
+            device = info.device,
+            max_context = info.max_context,
+            seconds = started.elapsed().as_secs_f64(),
+            "loaded"
+        );
+        // Each model is loaded once: the cell is empty.
+        let _ = model.backend.set(backend);
+    }
+    Ok(())
+}
+
+fn load_one(
+    config: &ModelConfig,
+    registry: &Registry,
+    observer: &dyn LoadObserver,
+) -> Result<Arc<dyn Backend>, LoadError> {
+    let checkpoint = Checkpoint::open(&config.path)?;
+    let plugin = registry.pick(config.plugin.as_deref(), &checkpoint)?;
+    plugin.load(&LoadRequest {
+        name: &config.name,
+        checkpoint: &checkpoint,
+        dtype: config.dtype,
+        cache_dtype: config.cache_dtype,
+        threads: config.threads,
+        engine: &config.engine,
+        progress: &|progress| observer.progress(&config.name, progress),
+    })
+}

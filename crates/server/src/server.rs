@@ -1,0 +1,251 @@
+//! The server's life: open the ports, load the models, serve, drain, end.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use baichuan_engine::{Backend, LoadError, LoadProgress, Registry};
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+
+use crate::admin_http;
+use crate::app::App;
+use crate::config::{Config, ListenConfig};
+use crate::grpc::pipeline::Pipeline;
+use crate::grpc::serve::{Stop, serve};
+use crate::models::{LoadObserver, load_all};
+use crate::shutdown::Shutdown;
+use crate::telemetry::LogFilter;
+
+/// Time connections have to close by themselves when nothing runs on them any more.
+const CLOSE_GRACE: Duration = Duration::from_secs(1);
+
+/// Why the server cannot serve.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// An address cannot be listened on.
+    #[error("{key} {address}: {source}")]
+    Bind {
+        /// Key of the configuration.
+        key: &'static str,
+        /// The address.
+        address: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A model cannot be loaded.
+    #[error("model {model:?}: {source}")]
+    Load {
+        /// Its served name.
+        model: String,
+        /// Why.
+        source: LoadError,
+    },
+    /// A bug in a plugin.
+    #[error("model {model:?}: its plugin panicked while loading")]
+    LoadPanicked {
+        /// Its served name.
+        model: String,
+    },
+    /// The descriptors compiled in cannot be used.
+    #[error("reflection: {0}")]
+    Reflection(#[from] tonic_reflection::server::Error),
+    /// Calls still ran when the time to end was up.
+    #[error("{running} calls had to be cut off when shutdown.hard_timeout passed")]
+    HardTimeout {
+        /// How many.
+        running: usize,
+    },
+}
+
+/// Sockets that listen already.
+#[derive(Debug)]
+pub struct Listeners {
+    /// For gRPC.
+    pub grpc: TcpListener,
+    /// For `/metrics`, `/livez` and `/readyz`; absent: not served.
+    pub admin: Option<TcpListener>,
+}
+
+impl Listeners {
+    /// Listens on the configured addresses.
+    ///
+    /// # Errors
+    /// [`ServeError::Bind`] with the key and the address.
+    pub async fn bind(config: &ListenConfig) -> Result<Self, ServeError> {
+        let bind = async |key, address: &str| {
+            TcpListener::bind(address)
+                .await
+                .map_err(|source| ServeError::Bind {
+                    key,
+                    address: address.to_owned(),
+                    source,
+                })
+        };
+        let grpc = bind("listen.grpc", &config.grpc).await?;
+        let admin = match &config.admin {
+            Some(address) => Some(bind("listen.admin", address).await?),
+            None => None,
+        };
+        Ok(Self { grpc, admin })
+    }
+}
+
+/// A server about to run.
+pub struct Server {
+    config: Config,
+    registry: Registry,
+    log_filter: Option<LogFilter>,
+    observer: Arc<dyn LoadObserver>,
+}
+
+/// Serves until told to end: [`Server`] with nothing but the necessary.
+///
+/// # Errors
+/// As [`Server::run`].
+pub async fn run(
+    config: Config,
+    registry: Registry,
+    listeners: Listeners,
+    shutdown: Shutdown,
+) -> Result<(), ServeError> {
+    Server::new(config, registry).run(listeners, shutdown).await
+}
+
+impl Server {
+    /// A server of these models.
+    pub fn new(config: Config, registry: Registry) -> Self {
+        Self {
+            config,
+            registry,
+            log_filter: None,
+            observer: Arc::new(Unobserved),
+        }
+    }
+
+    /// Lets `AdminService.SetLogFilter` change the logs.
+    pub fn log_filter(self, filter: LogFilter) -> Self {
+        Self {
+            log_filter: Some(filter),
+            ..self
+        }
+    }
+
+    /// Shows how far loading is.
+    pub fn observer(self, observer: Arc<dyn LoadObserver>) -> Self {
+        Self { observer, ..self }
+    }
+
+    /// Serves until `shutdown` asks for the end and running calls have finished, or it insists.
+    ///
+    /// The ports answer from the start; calls are refused with UNAVAILABLE until their model is loaded.
+    ///
+    /// # Errors
+    /// A model that cannot be loaded, or calls that had to be cut off at the hard timeout.
+    pub async fn run(self, listeners: Listeners, mut shutdown: Shutdown) -> Result<(), ServeError> {
+        let app = App::new(self.config, self.log_filter).await;
+        let pipeline = Pipeline::new(app.clone(), crate::grpc::routes(&app)?);
+        let stop = Stop::default();
+        let mut tasks = JoinSet::new();
+        if let Ok(address) = listeners.grpc.local_addr() {
+            tracing::info!(%address, "gRPC listens");
+        }
+        tasks.spawn(serve(
+            listeners.grpc,
+            app.config.grpc.clone(),
+            pipeline,
+            stop.clone(),
+        ));
+        if let Some(listener) = listeners.admin {
+            if let Ok(address) = listener.local_addr() {
+                tracing::info!(%address, "/metrics, /livez and /readyz listen");
+            }
+            tasks.spawn(admin_http::serve(listener, app.clone(), stop.now.clone()));
+        }
+
+        let mut watchers = JoinSet::new();
+        let mut asked_early = shutdown.clone();
+        let outcome = tokio::select! {
+            loaded = load_all(&app.models, &app.config.models, &self.registry, self.observer) => loaded,
+            () = asked_early.asked() => Ok(()),
+        };
+        if outcome.is_ok() {
+            for backend in app.models.iter().filter_map(|m| m.backend()) {
+                watchers.spawn(watch_engine(app.clone(), backend.clone()));
+            }
+            app.refresh_health().await;
+            shutdown.asked().await;
+        }
+        let outcome = match outcome {
+            Ok(()) => end(&app, &stop, &mut shutdown, &mut tasks).await,
+            failed => failed,
+        };
+        stop.now.cancel();
+        while tasks.join_next().await.is_some() {}
+        watchers.shutdown().await;
+        outcome
+    }
+}
+
+/// Drains within the configured times; `shutdown` insisting cuts that short.
+async fn end(
+    app: &Arc<App>,
+    stop: &Stop,
+    shutdown: &mut Shutdown,
+    tasks: &mut JoinSet<()>,
+) -> Result<(), ServeError> {
+    let times = &app.config.shutdown;
+    let orderly = async {
+        tracing::info!(running = app.calls.n_running(), "draining");
+        app.health.withdraw(&app.models).await;
+        tokio::time::sleep(times.drain_delay).await;
+        app.drain().await;
+        if tokio::time::timeout(times.drain_timeout, app.calls.idle())
+            .await
+            .is_err()
+        {
+            tracing::warn!(
+                running = app.calls.n_running(),
+                "drain_timeout passed: ending what still runs"
+            );
+        }
+        app.calls.end();
+        app.calls.idle().await;
+        for backend in app.models.iter().filter_map(|m| m.backend()) {
+            backend.drain().await;
+        }
+        stop.gently.cancel();
+        let closed = async { while tasks.join_next().await.is_some() {} };
+        // Streams without an end, such as health watches, are closed with their connections.
+        let _ = tokio::time::timeout(CLOSE_GRACE, closed).await;
+        stop.now.cancel();
+    };
+    tokio::select! {
+        () = orderly => {
+            tracing::info!("ended");
+            Ok(())
+        }
+        () = shutdown.insisted() => {
+            tracing::warn!(running = app.calls.n_running(), "told to end at once");
+            Ok(())
+        }
+        () = tokio::time::sleep(times.hard_timeout) => Err(ServeError::HardTimeout {
+            running: app.calls.n_running(),
+        }),
+    }
+}
+
+/// Publishes the death of an engine.
+async fn watch_engine(app: Arc<App>, backend: Arc<dyn Backend>) {
+    let mut stats = backend.stats();
+    while stats.changed().await.is_ok() {}
+    tracing::error!(model = backend.info().name, "the engine has stopped");
+    app.refresh_health().await;
+}
+
+/// Sees nothing.
+struct Unobserved;
+
+impl LoadObserver for Unobserved {
+    fn progress(&self, _: &str, _: LoadProgress) {}
+    fn ended(&self, _: &str) {}
+}

@@ -1,0 +1,334 @@
+//! What is counted and timed of requests. Every label value comes from a closed set: a configured model, an enum.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::{Metric, Registry};
+
+use super::engine_metrics::EngineMetrics;
+use super::rpc_metrics::RpcMetrics;
+use super::{exposition, names};
+use crate::build_info;
+use crate::error::{ApiError, Exhausted, Phase};
+use crate::models::Models;
+
+const FIRST_TOKEN_BUCKETS: [f64; 22] = [
+    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0,
+    80.0, 160.0, 640.0, 2560.0,
+];
+const TOKEN_BUCKETS: [f64; 21] = [
+    0.001, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
+    20.0, 40.0, 80.0,
+];
+const REQUEST_BUCKETS: [f64; 24] = [
+    0.005, 0.05, 0.1, 0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0,
+    120.0, 240.0, 480.0, 960.0, 1920.0, 7680.0,
+];
+const COUNT_BUCKETS: [f64; 18] = [
+    1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1e3, 2e3, 5e3, 1e4, 2e4, 5e4, 1e5, 2e5, 5e5,
+];
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct ModelLabel {
+    model_name: String,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct EndLabels {
+    model_name: String,
+    finished_reason: EndLabel,
+}
+
+/// Why a completion ended, as a label.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub(crate) enum EndLabel {
+    Stop,
+    Length,
+    ContextFull,
+    TimeLimit,
+    Aborted,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct ReasonLabel {
+    reason: RejectLabel,
+}
+
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+enum RejectLabel {
+    Invalid,
+    NotFound,
+    QueueFull,
+    TokenBudget,
+    MessageSize,
+    Unavailable,
+    Unsupported,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct PhaseLabel {
+    phase: Phase,
+}
+
+/// Says how the values of a closed set are written in labels.
+macro_rules! label_value {
+    ($set:ident { $($value:ident => $text:literal,)* }) => {
+        impl EncodeLabelValue for $set {
+            fn encode(&self, encoder: &mut LabelValueEncoder) -> Result<(), fmt::Error> {
+                let text = match self {
+                    $(Self::$value => $text,)*
+                };
+                EncodeLabelValue::encode(&text, encoder)
+            }
+        }
+    };
+}
+
+label_value!(EndLabel {
+    Stop => "stop",
+    Length => "length",
+    ContextFull => "context_full",
+    TimeLimit => "time_limit",
+    Aborted => "abort",
+});
+
+label_value!(RejectLabel {
+    Invalid => "invalid",
+    NotFound => "not_found",
+    QueueFull => "queue_full",
+    TokenBudget => "token_budget",
+    MessageSize => "message_size",
+    Unavailable => "unavailable",
+    Unsupported => "unsupported",
+});
+
+label_value!(Phase {
+    Queued => "queued",
+    Prefill => "prefill",
+    Decode => "decode",
+});
+
+/// Everything that `/metrics` shows.
+pub(crate) struct Metrics {
+    registry: Registry,
+    rejected: Family<ReasonLabel, Counter>,
+    cancelled: Family<PhaseLabel, Counter>,
+    deadline_exceeded: Family<PhaseLabel, Counter>,
+    models: Vec<(String, Arc<ModelMetrics>)>,
+    pub(crate) rpc: RpcMetrics,
+}
+
+impl fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Metrics").finish_non_exhaustive()
+    }
+}
+
+/// What is counted and timed of one model's requests.
+#[derive(Clone, Debug)]
+pub(crate) struct ModelMetrics {
+    model_name: String,
+    ended: Family<EndLabels, Counter>,
+    pub(crate) first_token: Histogram,
+    pub(crate) inter_token: Histogram,
+    pub(crate) per_output_token: Histogram,
+    pub(crate) e2e: Histogram,
+    pub(crate) queue: Histogram,
+    pub(crate) prefill: Histogram,
+    pub(crate) decode: Histogram,
+    pub(crate) prompt_tokens: Histogram,
+    pub(crate) generation_tokens: Histogram,
+    pub(crate) embed_requests: Counter,
+    pub(crate) embed_inputs: Counter,
+    pub(crate) embed_input_tokens: Histogram,
+}
+
+impl ModelMetrics {
+    /// A completion ended.
+    pub(crate) fn ended(&self, reason: EndLabel) {
+        let labels = EndLabels {
+            model_name: self.model_name.clone(),
+            finished_reason: reason,
+        };
+        self.ended.get_or_create(&labels).inc();
+    }
+}
+
+type Histograms = Family<ModelLabel, Histogram, fn() -> Histogram>;
+
+impl Metrics {
+    /// Metrics of these models, all at zero.
+    pub(crate) fn new(models: &Arc<Models>) -> Self {
+        let mut registry = Registry::default();
+        let r = &mut registry;
+        let ended = register(r, names::SUCCESS, "Completions ended", Family::default());
+        let times = |r: &mut Registry, name, help| -> Histograms {
+            register(
+                r,
+                name,
+                help,
+                Family::new_with_constructor(|| Histogram::new(REQUEST_BUCKETS)),
+            )
+        };
+        let tokens = |r: &mut Registry, name, help| -> Histograms {
+            register(
+                r,
+                name,
+                help,
+                Family::new_with_constructor(|| Histogram::new(TOKEN_BUCKETS)),
+            )
+        };
+        let counts = |r: &mut Registry, name, help| -> Histograms {
+            register(
+                r,
+                name,
+                help,
+                Family::new_with_constructor(|| Histogram::new(COUNT_BUCKETS)),
+            )
+        };
+        let first_token: Histograms = register(
+            r,
+            names::TIME_TO_FIRST_TOKEN,
+            "From arrival to the first token",
+            Family::new_with_constructor(|| Histogram::new(FIRST_TOKEN_BUCKETS)),
+        );
+        let inter_token = tokens(r, names::INTER_TOKEN, "Between tokens of a completion");
+        let per_output_token = tokens(
+            r,
+            names::TIME_PER_OUTPUT_TOKEN,
+            "Mean time between tokens of a completion",
+        );
+        let e2e = times(r, names::E2E, "From arrival to the end");
+        let queue = times(r, names::QUEUE_TIME, "From arrival to admission");
+        let prefill = times(r, names::PREFILL_TIME, "From admission to the first token");
+        let decode = times(r, names::DECODE_TIME, "From the first token to the last");
+        let prompt_tokens = counts(r, names::REQUEST_PROMPT_TOKENS, "Prompt tokens of a request");
+        let generation_tokens = counts(r, names::REQUEST_GENERATION_TOKENS, "Tokens of a completion");
+        let embed_input_tokens = counts(r, names::EMBED_INPUT_TOKENS, "Tokens of an embedded input");
+        let embed_requests: Family<ModelLabel, Counter> = register(
+            r,
+            names::EMBED_REQUESTS,
+            "Embed calls and streams",
+            Family::default(),
+        );
+        let embed_inputs: Family<ModelLabel, Counter> =
+            register(r, names::EMBED_INPUTS, "Inputs embedded", Family::default());
+        let rejected = register(r, names::REJECTED, "Requests refused", Family::default());
+        let cancelled = register(
+            r,
+            names::CANCELLED,
+            "Requests whose caller went away",
+            Family::default(),
+        );
+        let deadline_exceeded = register(
+            r,
+            names::DEADLINE_EXCEEDED,
+            "Requests whose time was up",
+            Family::default(),
+        );
+        let build: Family<Vec<(&str, &str)>, Gauge> = Family::default();
+        build
+            .get_or_create(&vec![
+                ("version", build_info::VERSION),
+                ("git_commit", build_info::GIT_COMMIT),
+            ])
+            .set(1);
+        register(r, names::BUILD_INFO, "What this program is", build);
+        let rpc = RpcMetrics::register(r);
+        r.register_collector(Box::new(EngineMetrics::new(models.clone())));
+
+        let of_model = |name: &str| {
+            let label = ModelLabel {
+                model_name: name.into(),
+            };
+            let histogram = |family: &Histograms| family.get_or_create_owned(&label);
+            ModelMetrics {
+                model_name: name.into(),
+                ended: ended.clone(),
+                first_token: histogram(&first_token),
+                inter_token: histogram(&inter_token),
+                per_output_token: histogram(&per_output_token),
+                e2e: histogram(&e2e),
+                queue: histogram(&queue),
+                prefill: histogram(&prefill),
+                decode: histogram(&decode),
+                prompt_tokens: histogram(&prompt_tokens),
+                generation_tokens: histogram(&generation_tokens),
+                embed_input_tokens: histogram(&embed_input_tokens),
+                embed_requests: embed_requests.get_or_create_owned(&label),
+                embed_inputs: embed_inputs.get_or_create_owned(&label),
+            }
+        };
+        let models = models
+            .iter()
+            .map(|m| (m.name().to_owned(), Arc::new(of_model(m.name()))))
+            .collect();
+        Self {
+            registry,
+            rejected,
+            cancelled,
+            deadline_exceeded,
+            models,
+            rpc,
+        }
+    }
+
+    /// Of a served model; `None` for any other name.
+    pub(crate) fn model(&self, name: &str) -> Option<Arc<ModelMetrics>> {
+        self.models
+            .iter()
+            .find(|(n, _)| n == name)
+            .map(|(_, m)| m.clone())
+    }
+
+    /// A call ended with an error.
+    pub(crate) fn failed(&self, error: &ApiError) {
+        let reject = match error {
+            ApiError::Invalid(_) => RejectLabel::Invalid,
+            ApiError::UnknownModel { .. } | ApiError::UnknownRequest { .. } => RejectLabel::NotFound,
+            ApiError::Unavailable(_) => RejectLabel::Unavailable,
+            ApiError::Unsupported { .. } => RejectLabel::Unsupported,
+            ApiError::Exhausted { reason, .. } => match reason {
+                Exhausted::Queue => RejectLabel::QueueFull,
+                Exhausted::TokenBudget => RejectLabel::TokenBudget,
+                Exhausted::MessageSize => RejectLabel::MessageSize,
+                // It was taken, and ended: its caller went away in its own manner.
+                Exhausted::SlowClient => return self.cancelled(Phase::Decode),
+            },
+            ApiError::DeadlineExceeded { phase, .. } => {
+                self.deadline_exceeded
+                    .get_or_create(&PhaseLabel { phase: *phase })
+                    .inc();
+                return;
+            }
+            ApiError::Aborted | ApiError::Internal { .. } => return,
+        };
+        self.rejected.get_or_create(&ReasonLabel { reason: reject }).inc();
+    }
+
+    /// A call's caller went away.
+    pub(crate) fn cancelled(&self, phase: Phase) {
+        self.cancelled.get_or_create(&PhaseLabel { phase }).inc();
+    }
+
+    /// Everything, as text.
+    pub(crate) fn encode(&self, format: exposition::Format) -> Result<String, fmt::Error> {
+        exposition::encode(&self.registry, format)
+    }
+}
+
+fn register<M: Metric + Clone>(registry: &mut Registry, name: &str, help: &str, metric: M) -> M {
+    registry.register(name, help, metric.clone());
+    metric
+}
+
+/// Seconds, as Prometheus counts time.
+pub(crate) fn observe(histogram: &Histogram, time: Duration) {
+    histogram.observe(time.as_secs_f64());
+}

@@ -1,0 +1,64 @@
+//! Names of metrics: a contract with dashboards and routers. Counters are named without their `_total`.
+
+/// Sequences that hold cache memory.
+pub(crate) const RUNNING: &str = "vllm:num_requests_running";
+/// Sequences that wait for it.
+pub(crate) const WAITING: &str = "vllm:num_requests_waiting";
+/// Share of cache memory in use, 0 to 1: of the fuller pool.
+pub(crate) const CACHE_USAGE: &str = "vllm:kv_cache_usage_perc";
+/// How the cache is set up, in labels.
+pub(crate) const CACHE_CONFIG: &str = "vllm:cache_config_info";
+/// Prompt tokens of admitted requests.
+pub(crate) const PROMPT_TOKENS: &str = "vllm:prompt_tokens";
+/// Tokens generated.
+pub(crate) const GENERATION_TOKENS: &str = "vllm:generation_tokens";
+/// Sequences paused to make room.
+pub(crate) const PREEMPTIONS: &str = "vllm:num_preemptions";
+/// Completions ended, by reason.
+pub(crate) const SUCCESS: &str = "vllm:request_success";
+/// From arrival to the first token.
+pub(crate) const TIME_TO_FIRST_TOKEN: &str = "vllm:time_to_first_token_seconds";
+/// Between tokens of a completion.
+pub(crate) const INTER_TOKEN: &str = "vllm:inter_token_latency_seconds";
+/// Mean time between tokens of a completion.
+pub(crate) const TIME_PER_OUTPUT_TOKEN: &str = "vllm:request_time_per_output_token_seconds";
+/// From arrival to the end.
+pub(crate) const E2E: &str = "vllm:e2e_request_latency_seconds";
+/// From arrival to admission.
+pub(crate) const QUEUE_TIME: &str = "vllm:request_queue_time_seconds";
+/// From admission to the first token.
+pub(crate) const PREFILL_TIME: &str = "vllm:request_prefill_time_seconds";
+/// From the first token to the last.
+pub(crate) const DECODE_TIME: &str = "vllm:request_decode_time_seconds";
+/// Prompt tokens of a request.
+pub(crate) const REQUEST_PROMPT_TOKENS: &str = "vllm:request_prompt_tokens";
+/// Tokens of a completion.
+pub(crate) const REQUEST_GENERATION_TOKENS: &str = "vllm:request_generation_tokens";
+
+/// Blocks in some sequence's table.
+pub(crate) const POOL_USED: &str = "baichuan_kv_pool_blocks_used";
+/// Blocks in all. A gauge: the name is given, `_total` is no counter's here.
+pub(crate) const POOL_TOTAL: &str = "baichuan_kv_pool_blocks_total";
+/// Requests refused, by reason.
+pub(crate) const REJECTED: &str = "baichuan_requests_rejected";
+/// Requests whose caller went away, by how far they had come.
+pub(crate) const CANCELLED: &str = "baichuan_requests_cancelled";
+/// Requests whose time was up, by how far they had come.
+pub(crate) const DEADLINE_EXCEEDED: &str = "baichuan_deadline_exceeded";
+/// Embed calls and streams.
+pub(crate) const EMBED_REQUESTS: &str = "baichuan_embed_requests";
+/// Inputs embedded.
+pub(crate) const EMBED_INPUTS: &str = "baichuan_embed_inputs";
+/// Tokens of an embedded input.
+pub(crate) const EMBED_INPUT_TOKENS: &str = "baichuan_embed_input_tokens";
+/// What a model is, in labels.
+pub(crate) const MODEL_INFO: &str = "baichuan_model_info";
+/// What this program is, in labels.
+pub(crate) const BUILD_INFO: &str = "baichuan_build_info";
+
+/// Calls begun.
+pub(crate) const RPC_STARTED: &str = "grpc_server_started";
+/// Calls ended, by code.
+pub(crate) const RPC_HANDLED: &str = "grpc_server_handled";
+/// Time of a call.
+pub(crate) const RPC_SECONDS: &str = "grpc_server_handling_seconds";
