@@ -218,10 +218,9 @@ impl PieceTable {
             }
         };
         if matches!(token_kind, Kind::Piece | Kind::Symbol | Kind::Unused) {
-            // -0 + 0 = 0: the two must be equal for ties to be decided by place.
             let merge_piece = MergePiece {
                 id,
-                score: piece.score + 0.0,
+                score: piece.score,
                 unused: kind == PieceType::Unused,
                 markup,
             };

@@ -193,3 +193,40 @@ fn level_byte(c: char) -> Option<u8> {
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn write(spelling: &HubSpelling, tokens: &[String]) -> String {
+        let mut writer = HubWriter::new(spelling);
+        let mut out = String::new();
+        tokens
+            .iter()
+            .for_each(|token| writer.push(spelling, token, &mut out));
+        writer.finish(spelling, &mut out);
+        out
+    }
+
+    proptest! {
+        #[test]
+        fn a_stream_is_stripped_like_the_whole_text(
+            tokens in prop::collection::vec("[ a]{0,3}", 0..6), start in 0..4_usize, stop in 0..4_usize
+        ) {
+            let strip = Strip { content: ' ', start, stop };
+            let spelling = HubSpelling { strip: Some(strip), ..HubSpelling::default() };
+            let whole = tokens.concat();
+            prop_assert_eq!(write(&spelling, &tokens), strip.apply(&whole));
+        }
+    }
+
+    #[test]
+    fn every_byte_has_a_character_of_its_own_in_a_byte_level_alphabet() {
+        let chars = (0..=0x143).filter_map(char::from_u32);
+        let mut bytes: Vec<u8> = chars.filter_map(level_byte).collect();
+        bytes.sort_unstable();
+        assert_eq!(bytes, (0..=u8::MAX).collect::<Vec<_>>());
+    }
+}

@@ -20,7 +20,7 @@ struct Symbol {
     frozen: bool,
 }
 
-/// Two neighbours that would make a piece. Greater is merged sooner.
+/// Two neighbours that would make a piece. Greater is merged sooner; −0 is less than 0, as in the library.
 struct Pair {
     score: f32,
     left: usize,
