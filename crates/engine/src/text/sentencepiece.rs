@@ -127,7 +127,7 @@ impl SentencePiece {
         let mut after_unknown = false;
         for range in merge(self, &text, symbols) {
             let piece = &text[range];
-            if let Some(known) = self.pieces.get(piece) {
+            if let Some(known) = self.pieces.get(piece).filter(|known| !known.unused) {
                 ids.push(known.id);
                 after_unknown = false;
                 continue;
