@@ -109,6 +109,7 @@ fn a_failing_template_is_named_with_its_line() {
         ("a\n{{ nothing.at.all }}", 2),
         ("{{ 'x' | no_such_filter }}", 1),
         ("{{ f() }}", 1),
+        ("\n\n{{ strftime_now('%') }}", 3),
     ] {
         let error = template(source)
             .render(&user("hi"), &RenderOptions::default())
@@ -311,4 +312,14 @@ fn a_template_reaches_no_files() {
             .unwrap_err();
         assert!(matches!(error, TextError::Template { .. }), "{error:?}");
     }
+}
+
+#[test]
+fn a_template_that_is_not_text_is_named() {
+    let checkpoint = Checkpoint::new().with("chat_template.jinja", b"\xFF{{ messages }}");
+    let error = ChatTemplate::from_dir(checkpoint.path()).unwrap_err();
+    assert!(
+        matches!(error, TextError::Read { .. }) && error.to_string().contains("chat_template.jinja"),
+        "{error}"
+    );
 }
