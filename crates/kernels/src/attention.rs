@@ -13,7 +13,7 @@ use crate::element::Element;
 use crate::kv::{KeysValues, KvCache, KvShape, Store, each, round_into};
 use crate::threads::{Shared, Threads};
 
-use self::part::{Merge, Part, State};
+use self::part::{Merge, State};
 use self::source::{Fresh, Source};
 
 /// Positions whose scores are computed together.
@@ -123,13 +123,7 @@ fn attend_in<E: Element>(
         threads.for_each(jobs.len(), |job| {
             let (unit, split) = jobs[job];
             let mut state = State::new(units[unit].n_rows(attention, &shape), shape.head_dim);
-            threads.run(Part {
-                attention,
-                source: &source,
-                unit: &units[unit],
-                split,
-                state: &mut state,
-            });
+            part::compute(threads, attention, &source, &units[unit], split, &mut state);
             // Each job sets its own.
             let _ = states[job].set(state);
         });
@@ -153,13 +147,7 @@ fn attend_in<E: Element>(
             let mut part = State::new(n_rows, shape.head_dim);
             for split in unit.splits() {
                 part.reset();
-                threads.run(Part {
-                    attention,
-                    source: &source,
-                    unit,
-                    split,
-                    state: &mut part,
-                });
+                part::compute(threads, attention, &source, unit, split, &mut part);
                 threads.run(Merge {
                     total: &mut total,
                     part: &part,

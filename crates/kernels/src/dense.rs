@@ -90,17 +90,40 @@ impl<E: Element> Dense<E> {
         }
         let tile_rows = threads.run(TileRows);
         let tiles = pack_tiles(threads, x, m, self.cols, tile_rows);
+        let rows_in_cache = ROWS_IN_CACHE / tile_rows * tile_rows;
         let out = Shared::new(out);
         threads.for_each(n_tasks, |task| {
-            let panels = panels_of(task);
-            threads.run(Tiles {
-                weight: self,
-                panels,
-                x: &tiles,
-                m,
-                tile_rows,
-                out: out.ptr(),
-            });
+            let mut widened = Buffer::<f32>::zeroed(BLOCK * LANES);
+            for first_row in (0..m).step_by(rows_in_cache) {
+                let x_rows = first_row..m.min(first_row + rows_in_cache);
+                for block in (0..self.cols).step_by(BLOCK) {
+                    for panel in panels_of(task) {
+                        let n_cols = BLOCK.min(self.cols - block);
+                        let stored = &self.panels[(panel * self.cols + block) * LANES..][..n_cols * LANES];
+                        let w = E::as_f32(stored).unwrap_or_else(|| {
+                            threads.run(Widen {
+                                from: stored,
+                                to: &mut widened,
+                            });
+                            &widened[..stored.len()]
+                        });
+                        let place = Place {
+                            panel,
+                            block,
+                            x_rows: x_rows.clone(),
+                            tile_rows,
+                        };
+                        let shape = (self.rows, self.cols);
+                        threads.run(Tiles {
+                            w,
+                            shape,
+                            place,
+                            x: &tiles,
+                            out: out.ptr(),
+                        });
+                    }
+                }
+            }
         });
     }
 
@@ -202,89 +225,89 @@ impl<E: Element> Vector<'_, E> {
     }
 }
 
-/// Many rows of `x`, packed in tiles, times some panels: bound by arithmetic.
-struct Tiles<'a, E> {
-    weight: &'a Dense<E>,
-    panels: Range<usize>,
-    x: &'a [f32],
-    m: usize,
-    tile_rows: usize,
-    out: *mut f32,
+/// A stored block of a panel as f32.
+struct Widen<'a, E> {
+    from: &'a [E],
+    to: &'a mut [f32],
 }
 
-impl<E: Element> Kernel for Tiles<'_, E> {
+impl<E: Element> Kernel for Widen<'_, E> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let cols = self.weight.cols;
-        let mut block_panel = Buffer::<f32>::zeroed(BLOCK * LANES);
-        let rows_in_cache = ROWS_IN_CACHE / self.tile_rows * self.tile_rows;
-        for rows_start in (0..self.m).step_by(rows_in_cache) {
-            let rows_end = self.m.min(rows_start + rows_in_cache);
-            for block in (0..cols).step_by(BLOCK) {
-                let n_cols = BLOCK.min(cols - block);
-                for panel in self.panels.clone() {
-                    for col in 0..n_cols {
-                        // SAFETY: the weight has the column, and `block_panel` room for a block of them.
-                        unsafe {
-                            let w = E::load(s, self.weight.column(panel, block + col));
-                            s.store(block_panel.as_mut_ptr().add(col * LANES), w);
-                        }
-                    }
-                    for tile_start in (rows_start..rows_end).step_by(self.tile_rows) {
-                        let tile_end = rows_end.min(tile_start + self.tile_rows);
-                        self.tile(
-                            s,
-                            &block_panel[..n_cols * LANES],
-                            panel,
-                            block,
-                            tile_start..tile_end,
-                        );
-                    }
-                }
+        for (from, to) in self.from.chunks_exact(LANES).zip(self.to.chunks_exact_mut(LANES)) {
+            // SAFETY: both chunks have sixteen values.
+            unsafe { s.store(to.as_mut_ptr(), E::load(s, from.as_ptr())) };
+        }
+    }
+}
+
+/// One block of a panel times many rows of `x`, packed in tiles: bound by arithmetic.
+struct Tiles<'a> {
+    /// `[columns of the block, 16]`
+    w: &'a [f32],
+    /// Rows and columns of the whole weight.
+    shape: (usize, usize),
+    place: Place,
+    x: &'a [f32],
+    out: *mut f32,
+}
+
+/// Which part of the product to compute.
+struct Place {
+    panel: usize,
+    /// First column of the block.
+    block: usize,
+    x_rows: Range<usize>,
+    tile_rows: usize,
+}
+
+impl Kernel for Tiles<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        for first in self.place.x_rows.clone().step_by(self.place.tile_rows) {
+            match self.place.tile_rows.min(self.place.x_rows.end - first) {
+                1 => self.tile::<S, 1>(s, first),
+                2 => self.tile::<S, 2>(s, first),
+                3 => self.tile::<S, 3>(s, first),
+                4 => self.tile::<S, 4>(s, first),
+                5 if S::ACCUMULATORS > 4 => self.tile::<S, 5>(s, first),
+                6 if S::ACCUMULATORS > 4 => self.tile::<S, 6>(s, first),
+                7 if S::ACCUMULATORS > 6 => self.tile::<S, 7>(s, first),
+                8 if S::ACCUMULATORS > 6 => self.tile::<S, 8>(s, first),
+                9 if S::ACCUMULATORS > 6 => self.tile::<S, 9>(s, first),
+                10 if S::ACCUMULATORS > 6 => self.tile::<S, 10>(s, first),
+                11 if S::ACCUMULATORS > 6 => self.tile::<S, 11>(s, first),
+                12 if S::ACCUMULATORS > 6 => self.tile::<S, 12>(s, first),
+                n => unreachable!("a tile of {n} rows is larger than the registers"),
             }
         }
     }
 }
 
-impl<E: Element> Tiles<'_, E> {
-    /// Adds the products of one block of columns for one panel and one tile of rows.
+impl Tiles<'_> {
+    /// Adds the products for `M` rows of `x` from `first` on.
     #[inline(always)]
-    fn tile<S: Simd>(&self, s: S, w: &[f32], panel: usize, block: usize, rows: Range<usize>) {
-        match rows.len() {
-            1 => self.tile_of::<S, 1>(s, w, panel, block, rows.start),
-            2 => self.tile_of::<S, 2>(s, w, panel, block, rows.start),
-            3 => self.tile_of::<S, 3>(s, w, panel, block, rows.start),
-            4 => self.tile_of::<S, 4>(s, w, panel, block, rows.start),
-            5 if S::ACCUMULATORS > 4 => self.tile_of::<S, 5>(s, w, panel, block, rows.start),
-            6 if S::ACCUMULATORS > 4 => self.tile_of::<S, 6>(s, w, panel, block, rows.start),
-            7 if S::ACCUMULATORS > 6 => self.tile_of::<S, 7>(s, w, panel, block, rows.start),
-            8 if S::ACCUMULATORS > 6 => self.tile_of::<S, 8>(s, w, panel, block, rows.start),
-            9 if S::ACCUMULATORS > 6 => self.tile_of::<S, 9>(s, w, panel, block, rows.start),
-            10 if S::ACCUMULATORS > 6 => self.tile_of::<S, 10>(s, w, panel, block, rows.start),
-            11 if S::ACCUMULATORS > 6 => self.tile_of::<S, 11>(s, w, panel, block, rows.start),
-            12 if S::ACCUMULATORS > 6 => self.tile_of::<S, 12>(s, w, panel, block, rows.start),
-            n => unreachable!("a tile of {n} rows is larger than the registers"),
-        }
-    }
-
-    #[inline(always)]
-    fn tile_of<S: Simd, const M: usize>(&self, s: S, w: &[f32], panel: usize, block: usize, first: usize) {
-        let x = &self.x[first * self.weight.cols + block * M..][..w.len() / LANES * M];
+    fn tile<S: Simd, const M: usize>(&self, s: S, first: usize) {
+        let (rows, cols) = self.shape;
+        let Place { panel, block, .. } = self.place;
+        let x = &self.x[first * cols + block * M..][..self.w.len() / LANES * M];
         let mut sum = [s.splat(0.0); M];
-        for (w, x) in w.chunks_exact(LANES).zip(x.chunks_exact(M)) {
+        for (w, x) in self.w.chunks_exact(LANES).zip(x.chunks_exact(M)) {
             // SAFETY: the chunk has sixteen values.
             let w = unsafe { s.load(w.as_ptr()) };
             for i in 0..M {
                 sum[i] = s.fma(w, s.splat(x[i]), sum[i]);
             }
         }
-        let n_rows = LANES.min(self.weight.rows - panel * LANES);
+        let n_rows = LANES.min(rows - panel * LANES);
         for (i, sum) in sum.into_iter().enumerate() {
             // SAFETY: `out` is `[m, rows]`, and the panel's rows are this task's alone.
             unsafe {
-                let out = self.out.add((first + i) * self.weight.rows + panel * LANES);
+                let out = self.out.add((first + i) * rows + panel * LANES);
                 if n_rows == LANES {
                     s.store(out, if block == 0 { sum } else { s.add(s.load(out), sum) });
                 } else {

@@ -32,6 +32,10 @@ pub(crate) trait Element: Plain {
     fn to_f32(self) -> f32;
     /// Nearest value, ties to even.
     fn from_f32(x: f32) -> Self;
+    /// The values themselves, if they are f32 already.
+    fn as_f32(_values: &[Self]) -> Option<&[f32]> {
+        None
+    }
     /// Sixteen values from `ptr`, as f32.
     ///
     /// # Safety
@@ -48,6 +52,10 @@ impl Element for f32 {
 
     fn from_f32(x: f32) -> f32 {
         x
+    }
+
+    fn as_f32(values: &[f32]) -> Option<&[f32]> {
+        Some(values)
     }
 
     #[inline(always)]

@@ -8,6 +8,7 @@ use crate::buffer::Buffer;
 use crate::element::Element;
 use crate::level::Kernel;
 use crate::simd::{LANES, Simd};
+use crate::threads::Threads;
 
 /// A softmax over some keys, not yet divided: for each query row the largest score, the sum of
 /// `e^(score - largest)`, and the sum of the values so weighted. Rows of values are padded to whole vectors.
@@ -87,88 +88,144 @@ impl Kernel for Merge<'_> {
 }
 
 /// Computes the keys of one split for one unit, into a state of no keys.
-pub(super) struct Part<'a, E> {
-    pub(super) attention: &'a Attention<'a>,
-    pub(super) source: &'a Source<'a, E>,
-    pub(super) unit: &'a Unit<'a>,
-    pub(super) split: usize,
-    pub(super) state: &'a mut State,
+pub(super) fn compute<E: Element>(
+    threads: &Threads,
+    attention: &Attention<'_>,
+    source: &Source<'_, E>,
+    unit: &Unit<'_>,
+    split: usize,
+    state: &mut State,
+) {
+    let (head_dim, width) = (source.shape.head_dim, state.width);
+    let group = attention.q_heads / source.shape.kv_heads;
+    let (first, last) = (unit.visible(unit.tokens.start), unit.visible(unit.tokens.end - 1));
+    let seen = first.start.max(split * SPLIT)..last.end.min((split + 1) * SPLIT);
+
+    let mut queries = Buffer::<f32>::zeroed(unit.n_rows(attention, &source.shape) * width);
+    for (i, token) in unit.tokens.clone().enumerate() {
+        let q = &attention.q[unit.query(attention, &source.shape, token)..][..group * head_dim];
+        let padded = queries[i * group * width..].chunks_exact_mut(width);
+        q.chunks_exact(head_dim)
+            .zip(padded)
+            .for_each(|(q, to)| to[..head_dim].copy_from_slice(q));
+    }
+    let (mut k, mut v) = (Buffer::zeroed(TILE * width), Buffer::zeroed(TILE * width));
+    let mut scores = Buffer::zeroed(group * TILE);
+    for tile in seen.start / TILE..seen.end.div_ceil(TILE) {
+        let positions = seen.start.max(tile * TILE)..seen.end.min((tile + 1) * TILE);
+        threads.run(Widen {
+            source,
+            unit,
+            positions,
+            tile,
+            k: &mut k,
+            v: &mut v,
+        });
+        let rows = Rows {
+            queries: &queries,
+            k: &k,
+            v: &v,
+        };
+        threads.run(TileOfKeys {
+            unit,
+            tile,
+            rows,
+            scale: attention.scale,
+            scores: &mut scores,
+            state,
+        });
+    }
 }
 
-/// A tile's rows as f32, padded to whole vectors: `[TILE, width]` each.
-struct TileRows {
-    k: Buffer<f32>,
-    v: Buffer<f32>,
+/// A tile's keys and values as f32, in rows padded to whole vectors.
+struct Widen<'a, E> {
+    source: &'a Source<'a, E>,
+    unit: &'a Unit<'a>,
+    positions: Range<usize>,
+    tile: usize,
+    k: &'a mut [f32],
+    v: &'a mut [f32],
 }
 
-impl<E: Element> Kernel for Part<'_, E> {
+impl<E: Element> Kernel for Widen<'_, E> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Part {
-            attention,
-            source,
-            unit,
-            split,
-            state,
-        } = self;
-        let (head_dim, width) = (source.shape.head_dim, state.width);
-        let group = attention.q_heads / source.shape.kv_heads;
-        let (first, last) = (unit.visible(unit.tokens.start), unit.visible(unit.tokens.end - 1));
-        let seen = first.start.max(split * SPLIT)..last.end.min((split + 1) * SPLIT);
-
-        let mut rows = TileRows {
-            k: Buffer::zeroed(TILE * width),
-            v: Buffer::zeroed(TILE * width),
-        };
-        let mut queries = Buffer::<f32>::zeroed(unit.n_rows(attention, &source.shape) * width);
-        for (i, token) in unit.tokens.clone().enumerate() {
-            let q = &attention.q[unit.query(attention, &source.shape, token)..][..group * head_dim];
-            let padded = queries[i * group * width..].chunks_exact_mut(width);
-            q.chunks_exact(head_dim)
-                .zip(padded)
-                .for_each(|(q, to)| to[..head_dim].copy_from_slice(q));
-        }
-        let mut scores = Buffer::<f32>::zeroed(group * TILE);
-
-        for tile in seen.start / TILE..seen.end.div_ceil(TILE) {
-            let in_tile = |positions: &Range<usize>| {
-                let start = positions.start.max(tile * TILE);
-                start - tile * TILE..positions.end.min((tile + 1) * TILE).max(start) - tile * TILE
-            };
-            for i in in_tile(&seen) {
-                let (k, v) = source.row(unit, tile * TILE + i);
-                widen(s, k, &mut rows.k[i * width..][..width]);
-                widen(s, v, &mut rows.v[i * width..][..width]);
-            }
-            for (i, token) in unit.tokens.clone().enumerate() {
-                let keys = in_tile(&unit.visible(token));
-                if keys.is_empty() {
-                    continue;
+        let width = self.k.len() / TILE;
+        for position in self.positions {
+            let (k, v) = self.source.row(self.unit, position);
+            let to = (position - self.tile * TILE) * width;
+            for (from, to) in [(k, &mut self.k[to..][..width]), (v, &mut self.v[to..][..width])] {
+                let whole = from.len() / LANES * LANES;
+                for i in (0..whole).step_by(LANES) {
+                    // SAFETY: sixteen values from `i` on are in both.
+                    unsafe { s.store(to.as_mut_ptr().add(i), E::load(s, from.as_ptr().add(i))) };
                 }
-                let q = &queries[i * group * width..][..group * width];
-                score(s, q, &rows.k, width, keys.clone(), attention.scale, &mut scores);
-                soften(s, state, i * group, &mut scores);
-                let weighted = &mut state.weighted[i * group * width..][..group * width];
-                weigh(s, &scores, &rows.v, width, keys, weighted);
+                to[whole..]
+                    .iter_mut()
+                    .zip(&from[whole..])
+                    .for_each(|(to, from)| *to = from.to_f32());
             }
         }
     }
 }
 
-/// A stored row as f32, in a longer one whose tail stays as it is.
-#[inline(always)]
-fn widen<S: Simd, E: Element>(s: S, from: &[E], to: &mut [f32]) {
-    let whole = from.len() / LANES * LANES;
-    for i in (0..whole).step_by(LANES) {
-        // SAFETY: sixteen values from `i` on are in both.
-        unsafe { s.store(to.as_mut_ptr().add(i), E::load(s, from.as_ptr().add(i))) };
+/// Rows of f32, padded to whole vectors.
+struct Rows<'a> {
+    /// `[tokens, group, width]`
+    queries: &'a [f32],
+    /// `[TILE, width]`
+    k: &'a [f32],
+    /// `[TILE, width]`
+    v: &'a [f32],
+}
+
+/// One tile of keys for all queries of a unit.
+struct TileOfKeys<'a> {
+    unit: &'a Unit<'a>,
+    tile: usize,
+    rows: Rows<'a>,
+    scale: f32,
+    scores: &'a mut [f32],
+    state: &'a mut State,
+}
+
+impl Kernel for TileOfKeys<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let TileOfKeys {
+            unit,
+            tile,
+            rows,
+            scale,
+            scores,
+            state,
+        } = self;
+        let (width, group) = (state.width, scores.len() / TILE);
+        for (i, token) in unit.tokens.clone().enumerate() {
+            let visible = unit.visible(token);
+            let keys = visible.start.max(tile * TILE)..visible.end.min((tile + 1) * TILE);
+            if keys.is_empty() {
+                continue;
+            }
+            let keys = keys.start - tile * TILE..keys.end - tile * TILE;
+            let heads = i * group * width..(i + 1) * group * width;
+            score(
+                s,
+                &rows.queries[heads.clone()],
+                rows.k,
+                width,
+                keys.clone(),
+                scale,
+                scores,
+            );
+            soften(s, state, i * group, scores);
+            weigh(s, scores, rows.v, width, keys, &mut state.weighted[heads]);
+        }
     }
-    to[whole..]
-        .iter_mut()
-        .zip(&from[whole..])
-        .for_each(|(to, from)| *to = from.to_f32());
 }
 
 /// Scores of a token's query heads, `[heads, TILE]`; minus infinity for keys it does not see.
