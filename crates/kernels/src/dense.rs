@@ -33,20 +33,24 @@ pub(crate) struct Dense<E> {
 }
 
 impl<E: Element> Dense<E> {
-    /// Packs row-major `data`.
-    pub(crate) fn pack(threads: &Threads, rows: usize, cols: usize, data: &[E]) -> Self {
+    /// Packs rows that `values(row)` goes through from the first column to the last.
+    pub(crate) fn pack<I: Iterator<Item = E>>(
+        threads: &Threads,
+        (rows, cols): (usize, usize),
+        values: impl Fn(usize) -> I + Sync + Send,
+    ) -> Self {
         let n_panels = rows.div_ceil(LANES);
         let mut panels = Buffer::<E>::zeroed(n_panels * cols * LANES);
         let packed = Shared::new(&mut panels);
         threads.for_each(n_panels, |panel| {
             // SAFETY: each panel is a part of its own of the buffer.
-            let panel_out = unsafe {
+            let columns = unsafe {
                 std::slice::from_raw_parts_mut(packed.ptr().add(panel * cols * LANES), cols * LANES)
             };
             let first_row = panel * LANES;
             for (lane, row) in (first_row..rows.min(first_row + LANES)).enumerate() {
-                for (col, value) in data[row * cols..][..cols].iter().enumerate() {
-                    panel_out[col * LANES + lane] = *value;
+                for (column, value) in columns.chunks_exact_mut(LANES).zip(values(row)) {
+                    column[lane] = value;
                 }
             }
         });

@@ -27,11 +27,13 @@ impl ElementType {
 }
 
 /// A storage type, known at compile time.
-pub(crate) trait Element: Plain {
+pub(crate) trait Element: Plain + std::fmt::Debug {
     const NAN: Self;
     fn to_f32(self) -> f32;
     /// Nearest value, ties to even.
     fn from_f32(x: f32) -> Self;
+    /// The value of as many bytes as it has.
+    fn from_le_bytes(bytes: &[u8]) -> Self;
     /// The values themselves, if they are f32 already.
     fn as_f32(_values: &[Self]) -> Option<&[f32]> {
         None
@@ -52,6 +54,10 @@ impl Element for f32 {
 
     fn from_f32(x: f32) -> f32 {
         x
+    }
+
+    fn from_le_bytes(bytes: &[u8]) -> f32 {
+        f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
     }
 
     fn as_f32(values: &[f32]) -> Option<&[f32]> {
@@ -76,6 +82,10 @@ impl Element for bf16 {
         bf16::from_f32(x)
     }
 
+    fn from_le_bytes(bytes: &[u8]) -> bf16 {
+        bf16::from_le_bytes([bytes[0], bytes[1]])
+    }
+
     #[inline(always)]
     unsafe fn load<S: Simd>(simd: S, ptr: *const bf16) -> S::V {
         // SAFETY: passed on to the caller.
@@ -92,6 +102,10 @@ impl Element for f16 {
 
     fn from_f32(x: f32) -> f16 {
         f16::from_f32(x)
+    }
+
+    fn from_le_bytes(bytes: &[u8]) -> f16 {
+        f16::from_le_bytes([bytes[0], bytes[1]])
     }
 
     #[inline(always)]

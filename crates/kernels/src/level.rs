@@ -60,7 +60,7 @@ impl Level {
     /// # Safety
     /// The level [is available](Level::is_available).
     #[inline]
-    pub(crate) unsafe fn run<K: Kernel>(self, kernel: K) -> K::Output {
+    unsafe fn run<K: Kernel>(self, kernel: K) -> K::Output {
         match self {
             Level::Portable => kernel.run(crate::simd::Portable),
             #[cfg(target_arch = "aarch64")]
@@ -85,6 +85,27 @@ impl Level {
             )]
             _ => unreachable!("level {self:?} has no kernels on this architecture"),
         }
+    }
+}
+
+/// A level that this CPU was found to have.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Cpu(Level);
+
+impl Cpu {
+    pub(crate) fn new(level: Level) -> Option<Self> {
+        level.is_available().then_some(Self(level))
+    }
+
+    pub(crate) fn level(self) -> Level {
+        self.0
+    }
+
+    /// Runs `kernel` on the calling thread, compiled for the level.
+    #[inline]
+    pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Output {
+        // SAFETY: `new` found the level available.
+        unsafe { self.0.run(kernel) }
     }
 }
 

@@ -27,9 +27,13 @@ pub(crate) const LANES: usize = 16;
 pub(crate) trait Simd: Copy + Send + Sync {
     /// Sixteen lanes of f32.
     type V: Copy;
+    /// Sixteen lanes of i32.
+    type I: Copy;
 
     /// How many accumulators of a register tile the registers hold, beside the operands.
     const ACCUMULATORS: usize;
+    /// The same for tiles of integers: at most 4, or 8.
+    const INT_ACCUMULATORS: usize;
 
     fn splat(self, x: f32) -> Self::V;
     fn add(self, a: Self::V, b: Self::V) -> Self::V;
@@ -62,6 +66,35 @@ pub(crate) trait Simd: Copy + Send + Sync {
     /// # Safety
     /// `ptr` is valid for writing sixteen values.
     unsafe fn store(self, ptr: *mut f32, v: Self::V);
+
+    fn to_float(self, v: Self::I) -> Self::V;
+
+    /// Sixteen sums of products of bytes for each of `M` rows of `x`: lane `r` is
+    /// `Σ codes[g][r][j] · x[g][i][j]` over `GROUPS` groups `g` of four columns `j`.
+    ///
+    /// `codes` are 0 to 15, and `GROUPS` at most 8.
+    ///
+    /// # Safety
+    /// `codes` is valid for reading `[GROUPS, 16, 4]` bytes, `x` for `[GROUPS, M, 4]`.
+    unsafe fn dot_u4<const M: usize, const GROUPS: usize>(
+        self,
+        codes: *const u8,
+        x: *const i8,
+    ) -> [Self::I; M];
+
+    /// As [`Simd::dot_u4`], for any `codes`; `x` is not -128. `x_sums` are the sums of each row's `x`.
+    ///
+    /// # Safety
+    /// As for [`Simd::dot_u4`], and `x_sums` is valid for reading `M` values.
+    unsafe fn dot_i8<const M: usize, const GROUPS: usize>(
+        self,
+        codes: *const i8,
+        x: *const i8,
+        x_sums: *const i32,
+    ) -> [Self::I; M];
+
+    /// Asks for the cache line of `ptr`, which need not be valid.
+    fn prefetch(self, ptr: *const u8);
 
     /// The first `n` values from `ptr`, zeros in the other lanes.
     ///

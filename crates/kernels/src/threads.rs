@@ -4,13 +4,13 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use crate::level::{Kernel, Level};
+use crate::level::{Cpu, Kernel, Level};
 
 /// The threads and the instruction set that kernels run on. Cloning gives another handle to the same threads.
 #[derive(Clone, Debug)]
 pub struct Threads {
     pool: Arc<rayon::ThreadPool>,
-    level: Level,
+    cpu: Cpu,
 }
 
 /// Why [`Threads`] could not be made.
@@ -47,16 +47,14 @@ impl Threads {
         if n_threads == 0 {
             return Err(ThreadsError::NoThreads);
         }
-        if !level.is_available() {
-            return Err(ThreadsError::NoLevel { level });
-        }
+        let cpu = Cpu::new(level).ok_or(ThreadsError::NoLevel { level })?;
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(n_threads)
             .thread_name(|i| format!("kernels-{i}"))
             .build()?;
         Ok(Self {
             pool: Arc::new(pool),
-            level,
+            cpu,
         })
     }
 
@@ -67,7 +65,11 @@ impl Threads {
 
     /// The instruction set in use.
     pub fn level(&self) -> Level {
-        self.level
+        self.cpu.level()
+    }
+
+    pub(crate) fn cpu(&self) -> Cpu {
+        self.cpu
     }
 
     /// Runs `work` on one of the threads. Kernels called from there start sooner than from outside, so a caller
@@ -88,8 +90,7 @@ impl Threads {
     /// Runs `kernel` on the calling thread, compiled for this level.
     #[inline]
     pub(crate) fn run<K: Kernel>(&self, kernel: K) -> K::Output {
-        // SAFETY: `with_level` refused levels that are not available.
-        unsafe { self.level.run(kernel) }
+        self.cpu.run(kernel)
     }
 }
 

@@ -35,7 +35,7 @@ fn matrices(threads: &Threads, rows: usize, cols: usize) -> Vec<Matrix> {
 }
 
 /// The product in f64, and the sum of the products' magnitudes, which rounding errors are proportional to.
-fn reference(w: &[f32], x: &[f32], cols: usize) -> Vec<(f64, f64)> {
+pub(crate) fn reference(w: &[f32], x: &[f32], cols: usize) -> Vec<(f64, f64)> {
     let rows_of_x = x.chunks_exact(cols);
     let products = rows_of_x.flat_map(|x| {
         w.chunks_exact(cols).map(move |w| {
@@ -46,7 +46,7 @@ fn reference(w: &[f32], x: &[f32], cols: usize) -> Vec<(f64, f64)> {
     products.collect()
 }
 
-const SHAPES: [(usize, usize); 12] = [
+pub(crate) const SHAPES: [(usize, usize); 12] = [
     (1, 1),
     (1, 300),
     (300, 1),

@@ -29,9 +29,12 @@ macro_rules! both {
 
 impl Simd for Avx2 {
     type V = [__m256; 2];
+    type I = [__m256i; 2];
 
     // Twelve of sixteen registers.
     const ACCUMULATORS: usize = 6;
+    // Eight, and as many for codes, their magnitudes and products.
+    const INT_ACCUMULATORS: usize = 4;
 
     #[inline(always)]
     fn splat(self, x: f32) -> Self::V {
@@ -162,5 +165,79 @@ impl Simd for Avx2 {
             _mm256_storeu_ps(ptr, v[0]);
             _mm256_storeu_ps(ptr.add(8), v[1]);
         }
+    }
+
+    #[inline(always)]
+    fn to_float(self, v: Self::I) -> Self::V {
+        both!(_mm256_cvtepi32_ps(v))
+    }
+
+    #[inline(always)]
+    unsafe fn dot_u4<const M: usize, const GROUPS: usize>(
+        self,
+        codes: *const u8,
+        x: *const i8,
+    ) -> [Self::I; M] {
+        // Products of pairs are at most 2·15·127, so eight of them fit a 16-bit lane.
+        const { assert!(GROUPS <= 8) };
+        // SAFETY: the token proves the instructions, the caller the bytes.
+        unsafe {
+            let mut pairs = [[_mm256_setzero_si256(); 2]; M];
+            for g in 0..GROUPS {
+                let w = [
+                    _mm256_loadu_si256(codes.add(64 * g).cast()),
+                    _mm256_loadu_si256(codes.add(64 * g + 32).cast()),
+                ];
+                for i in 0..M {
+                    let x = _mm256_set1_epi32(x.add(4 * (g * M + i)).cast::<i32>().read_unaligned());
+                    for half in 0..2 {
+                        pairs[i][half] = _mm256_add_epi16(pairs[i][half], _mm256_maddubs_epi16(w[half], x));
+                    }
+                }
+            }
+            let ones = _mm256_set1_epi16(1);
+            let mut sums = [[_mm256_setzero_si256(); 2]; M];
+            for i in 0..M {
+                sums[i] = [
+                    _mm256_madd_epi16(pairs[i][0], ones),
+                    _mm256_madd_epi16(pairs[i][1], ones),
+                ];
+            }
+            sums
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn dot_i8<const M: usize, const GROUPS: usize>(
+        self,
+        codes: *const i8,
+        x: *const i8,
+        _x_sums: *const i32,
+    ) -> [Self::I; M] {
+        // SAFETY: the token proves the instructions, the caller the bytes.
+        unsafe {
+            let ones = _mm256_set1_epi16(1);
+            let mut sums = [[_mm256_setzero_si256(); 2]; M];
+            for g in 0..GROUPS {
+                for half in 0..2 {
+                    let w = _mm256_loadu_si256(codes.add(64 * g + 32 * half).cast());
+                    // As an unsigned byte, the magnitude of -128 is right too.
+                    let magnitude = _mm256_abs_epi8(w);
+                    for i in 0..M {
+                        let x = _mm256_set1_epi32(x.add(4 * (g * M + i)).cast::<i32>().read_unaligned());
+                        // 128 · 127 · 2 fits a 16-bit lane, but not twice.
+                        let pairs = _mm256_maddubs_epi16(magnitude, _mm256_sign_epi8(x, w));
+                        sums[i][half] = _mm256_add_epi32(sums[i][half], _mm256_madd_epi16(pairs, ones));
+                    }
+                }
+            }
+            sums
+        }
+    }
+
+    #[inline(always)]
+    fn prefetch(self, ptr: *const u8) {
+        // SAFETY: a prefetch of any address is allowed.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(ptr.cast()) }
     }
 }

@@ -21,8 +21,10 @@ impl Avx512 {
 
 impl Simd for Avx512 {
     type V = __m512;
+    type I = __m512i;
 
     const ACCUMULATORS: usize = 12;
+    const INT_ACCUMULATORS: usize = 8;
 
     #[inline(always)]
     fn splat(self, x: f32) -> Self::V {
@@ -132,5 +134,63 @@ impl Simd for Avx512 {
     unsafe fn store(self, ptr: *mut f32, v: Self::V) {
         // SAFETY: the token proves the instruction, the caller room for sixteen values.
         unsafe { _mm512_storeu_ps(ptr, v) }
+    }
+
+    #[inline(always)]
+    fn to_float(self, v: Self::I) -> Self::V {
+        // SAFETY: the token proves that the CPU has the instruction.
+        unsafe { _mm512_cvtepi32_ps(v) }
+    }
+
+    #[inline(always)]
+    unsafe fn dot_u4<const M: usize, const GROUPS: usize>(
+        self,
+        codes: *const u8,
+        x: *const i8,
+    ) -> [Self::I; M] {
+        // SAFETY: the token proves the instructions, the caller the bytes.
+        unsafe {
+            let mut sums = [_mm512_setzero_si512(); M];
+            for g in 0..GROUPS {
+                let w = _mm512_loadu_si512(codes.add(64 * g).cast());
+                for i in 0..M {
+                    let x = _mm512_set1_epi32(x.add(4 * (g * M + i)).cast::<i32>().read_unaligned());
+                    sums[i] = _mm512_dpbusd_epi32(sums[i], w, x);
+                }
+            }
+            sums
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn dot_i8<const M: usize, const GROUPS: usize>(
+        self,
+        codes: *const i8,
+        x: *const i8,
+        x_sums: *const i32,
+    ) -> [Self::I; M] {
+        // The instruction wants unsigned codes: 128 is added to each, and 128 times the sum of `x` taken off.
+        // SAFETY: the token proves the instructions, the caller the bytes.
+        unsafe {
+            let offset = _mm512_set1_epi8(-128);
+            let mut sums = [_mm512_setzero_si512(); M];
+            for i in 0..M {
+                sums[i] = _mm512_set1_epi32(-128 * *x_sums.add(i));
+            }
+            for g in 0..GROUPS {
+                let w = _mm512_xor_si512(_mm512_loadu_si512(codes.add(64 * g).cast()), offset);
+                for i in 0..M {
+                    let x = _mm512_set1_epi32(x.add(4 * (g * M + i)).cast::<i32>().read_unaligned());
+                    sums[i] = _mm512_dpbusd_epi32(sums[i], w, x);
+                }
+            }
+            sums
+        }
+    }
+
+    #[inline(always)]
+    fn prefetch(self, ptr: *const u8) {
+        // SAFETY: a prefetch of any address is allowed.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(ptr.cast()) }
     }
 }

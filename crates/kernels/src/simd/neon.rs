@@ -31,9 +31,11 @@ macro_rules! quarters {
 
 impl Simd for Neon {
     type V = [float32x4_t; 4];
+    type I = [int32x4_t; 4];
 
     // Twenty-four of thirty-two registers.
     const ACCUMULATORS: usize = 6;
+    const INT_ACCUMULATORS: usize = 4;
 
     #[inline(always)]
     fn splat(self, x: f32) -> Self::V {
@@ -140,5 +142,59 @@ impl Simd for Neon {
             vst1q_f32(ptr.add(8), v[2]);
             vst1q_f32(ptr.add(12), v[3]);
         }
+    }
+
+    #[inline(always)]
+    fn to_float(self, v: Self::I) -> Self::V {
+        quarters!(|i| vcvtq_f32_s32(v[i]))
+    }
+
+    #[inline(always)]
+    unsafe fn dot_u4<const M: usize, const GROUPS: usize>(
+        self,
+        codes: *const u8,
+        x: *const i8,
+    ) -> [Self::I; M] {
+        // SAFETY: the caller's word is that of `dots`. Codes below 16 are the same as signed bytes.
+        unsafe { dots::<M, GROUPS>(codes.cast(), x) }
+    }
+
+    #[inline(always)]
+    unsafe fn dot_i8<const M: usize, const GROUPS: usize>(
+        self,
+        codes: *const i8,
+        x: *const i8,
+        _x_sums: *const i32,
+    ) -> [Self::I; M] {
+        // SAFETY: the caller's word is that of `dots`.
+        unsafe { dots::<M, GROUPS>(codes, x) }
+    }
+
+    #[inline(always)]
+    fn prefetch(self, _ptr: *const u8) {}
+}
+
+/// # Safety
+/// `codes` is valid for reading `[GROUPS, 16, 4]` bytes, `x` for `[GROUPS, M, 4]`.
+#[inline(always)]
+unsafe fn dots<const M: usize, const GROUPS: usize>(codes: *const i8, x: *const i8) -> [[int32x4_t; 4]; M] {
+    // SAFETY: Advanced SIMD is part of every AArch64 CPU; the caller answers for the bytes.
+    unsafe {
+        let mut sums = [[vdupq_n_s32(0); 4]; M];
+        for g in 0..GROUPS {
+            for quarter in 0..4 {
+                // Four rows of four columns.
+                let w = vld1q_s8(codes.add(64 * g + 16 * quarter));
+                for i in 0..M {
+                    let x = vreinterpret_s8_s32(vdup_n_s32(
+                        x.add(4 * (g * M + i)).cast::<i32>().read_unaligned(),
+                    ));
+                    let first = vpaddlq_s16(vmull_s8(vget_low_s8(w), x));
+                    let second = vpaddlq_s16(vmull_s8(vget_high_s8(w), x));
+                    sums[i][quarter] = vaddq_s32(sums[i][quarter], vpaddq_s32(first, second));
+                }
+            }
+        }
+        sums
     }
 }

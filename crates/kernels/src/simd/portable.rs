@@ -24,8 +24,10 @@ fn reduce(mut v: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> f32 {
 
 impl Simd for Portable {
     type V = [f32; LANES];
+    type I = [i32; LANES];
 
     const ACCUMULATORS: usize = 4;
+    const INT_ACCUMULATORS: usize = 4;
 
     #[inline(always)]
     fn splat(self, x: f32) -> Self::V {
@@ -112,4 +114,57 @@ impl Simd for Portable {
         // SAFETY: the caller says that there is room for sixteen values.
         unsafe { *ptr.cast() = v }
     }
+
+    #[inline(always)]
+    fn to_float(self, v: Self::I) -> Self::V {
+        v.map(|x| x as f32)
+    }
+
+    #[inline(always)]
+    unsafe fn dot_u4<const M: usize, const GROUPS: usize>(
+        self,
+        codes: *const u8,
+        x: *const i8,
+    ) -> [Self::I; M] {
+        // SAFETY: the caller's word is that of `dots`. Codes below 16 are the same as signed bytes.
+        unsafe { dots::<M, GROUPS>(codes.cast(), x) }
+    }
+
+    #[inline(always)]
+    unsafe fn dot_i8<const M: usize, const GROUPS: usize>(
+        self,
+        codes: *const i8,
+        x: *const i8,
+        _x_sums: *const i32,
+    ) -> [Self::I; M] {
+        // SAFETY: the caller's word is that of `dots`.
+        unsafe { dots::<M, GROUPS>(codes, x) }
+    }
+
+    #[inline(always)]
+    fn prefetch(self, _ptr: *const u8) {}
+}
+
+/// # Safety
+/// `codes` is valid for reading `[GROUPS, 16, 4]` bytes, `x` for `[GROUPS, M, 4]`.
+#[inline(always)]
+unsafe fn dots<const M: usize, const GROUPS: usize>(codes: *const i8, x: *const i8) -> [[i32; LANES]; M] {
+    let mut sums = [[0; LANES]; M];
+    for g in 0..GROUPS {
+        // SAFETY: in bounds, says the caller; arrays of bytes need no alignment.
+        let (codes, x) = unsafe {
+            (
+                &*codes.cast::<[[i8; 4]; LANES]>().add(g),
+                &*x.cast::<[[i8; 4]; M]>().add(g),
+            )
+        };
+        for (sums, x) in sums.iter_mut().zip(x) {
+            for (sum, codes) in sums.iter_mut().zip(codes) {
+                for j in 0..4 {
+                    *sum += i32::from(codes[j]) * i32::from(x[j]);
+                }
+            }
+        }
+    }
+    sums
 }

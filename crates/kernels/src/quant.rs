@@ -1,0 +1,168 @@
+//! Products with weights in small integers, blocks of which share a scale.
+//!
+//! Weights are packed once into panels of sixteen rows, as [`crate::dense`] does, but in records: all that some
+//! columns of sixteen rows need, codes and scales, in one piece of memory, at the size the format has in a file.
+//! See [`blocks`] for the formats.
+//!
+//! A product rounds each row of `x` to bytes, 32 columns sharing a scale ([`activations`]). Sums within a block of
+//! weights are then whole numbers, exact in any order and on any CPU; blocks are added up as f32 in ascending order.
+//! One kernel does this for one row of `x` and for many, so both agree to the bit.
+//!
+//! The rounding of `x` is all that is lost against a product with the dequantised weights: half a step, 1/254 of
+//! the largest magnitude among 32 columns, for each of them. So
+//! `|error| ≤ Σ_blocks (max |x| / 254) · Σ_columns |w|`, besides f32's own rounding.
+
+mod activations;
+pub(crate) mod blocks;
+mod encode;
+mod format;
+mod kernel;
+
+use crate::buffer::Buffer;
+use crate::level::Cpu;
+use crate::simd::LANES;
+use crate::threads::{Shared, Threads};
+
+use self::activations::Activations;
+use self::blocks::{Blocks, Unpacked};
+pub use self::format::GgmlFormat;
+use self::kernel::{IntTiles, Place, TileRows};
+
+/// Columns that share a scale in `x`.
+const X_BLOCK: usize = 32;
+
+/// Columns that are unpacked at a time, for a vector and for many rows of `x`.
+const COLUMNS: [usize; 2] = [512, 1024];
+
+/// Rows of `x` whose columns should stay in the second-level cache while the panels pass by.
+const ROWS_IN_CACHE: usize = 192;
+
+/// A packed `[rows, cols]` weight.
+#[derive(Debug)]
+pub(crate) struct Quantized {
+    pub(crate) rows: usize,
+    pub(crate) cols: usize,
+    /// `[panel][record]`
+    records: Buffer<u8>,
+    blocks: Box<dyn Blocks>,
+    cpu: Cpu,
+}
+
+impl Quantized {
+    /// Packs panel by panel; `fill(panel, records)` writes the records of a panel.
+    pub(crate) fn pack(
+        threads: &Threads,
+        (rows, cols): (usize, usize),
+        blocks: Box<dyn Blocks>,
+        fill: impl Fn(usize, &mut [u8]) + Sync + Send,
+    ) -> Self {
+        let panel_bytes = cols.div_ceil(blocks.cols()) * blocks.record_bytes();
+        let n_panels = rows.div_ceil(LANES);
+        let mut records = Buffer::<u8>::zeroed(n_panels * panel_bytes);
+        let packed = Shared::new(&mut records);
+        threads.for_each(n_panels, |panel| {
+            // SAFETY: each panel is a part of its own of the buffer.
+            let panel_records =
+                unsafe { std::slice::from_raw_parts_mut(packed.ptr().add(panel * panel_bytes), panel_bytes) };
+            fill(panel, panel_records);
+        });
+        Self {
+            rows,
+            cols,
+            records,
+            blocks,
+            cpu: threads.cpu(),
+        }
+    }
+
+    /// Packs ggml's blocks; `row(row, blocks)` writes those of a row.
+    pub(crate) fn pack_ggml(
+        threads: &Threads,
+        (rows, cols): (usize, usize),
+        format: GgmlFormat,
+        row: impl Fn(usize, &mut [u8]) + Sync + Send,
+    ) -> Self {
+        let blocks = format.blocks();
+        Self::pack(threads, (rows, cols), format.blocks(), |panel, records| {
+            let mut row_blocks = vec![0; format.row_bytes(cols)];
+            for (lane, r) in (panel * LANES..rows.min((panel + 1) * LANES)).enumerate() {
+                row(r, &mut row_blocks);
+                let each_block = row_blocks.chunks_exact(blocks.block_bytes());
+                for (block, record) in each_block.zip(records.chunks_exact_mut(blocks.record_bytes())) {
+                    blocks.pack(block, lane, record);
+                }
+            }
+        })
+    }
+
+    pub(crate) fn bytes(&self) -> usize {
+        self.records.len()
+    }
+
+    fn panel_bytes(&self) -> usize {
+        self.cols.div_ceil(self.blocks.cols()) * self.blocks.record_bytes()
+    }
+
+    pub(crate) fn dequantize_row(&self, row: usize, out: &mut [f32]) {
+        let (panel, lane) = (row / LANES, row % LANES);
+        let (record_bytes, record_cols) = (self.blocks.record_bytes(), self.blocks.cols());
+        let records = &self.records[panel * self.panel_bytes()..][..self.panel_bytes()];
+        let mut unpacked = Unpacked::new(&*self.blocks, record_cols);
+        for (record, out) in records
+            .chunks_exact(record_bytes)
+            .zip(out.chunks_mut(record_cols))
+        {
+            self.blocks.unpack(self.cpu, record, &mut unpacked);
+            for (col, out) in out.iter_mut().enumerate() {
+                *out = unpacked.value(&*self.blocks, record, col, lane);
+            }
+        }
+    }
+
+    /// `out[i, r] = Σ x[i, c] · w[r, c]`; shapes are the caller's to check.
+    pub(crate) fn matmul(&self, threads: &Threads, x: &[f32], out: &mut [f32]) {
+        let m = out.len() / self.rows;
+        let blocks = &*self.blocks;
+        let tile_rows = threads.run(TileRows).min(m);
+        let record_cols = blocks.cols();
+        let padded_cols = self.cols.next_multiple_of(record_cols);
+        let x = Activations::quantize(threads, x, self.cols, padded_cols, tile_rows, blocks.kind());
+        let chunk_records = (COLUMNS[usize::from(m > 1)] / record_cols).max(1);
+        let rows_in_cache = ROWS_IN_CACHE / tile_rows * tile_rows;
+
+        let n_panels = self.rows.div_ceil(LANES);
+        let panels_per_task = n_panels.div_ceil(threads.count() * if threads.count() == 1 { 1 } else { 8 });
+        let out = Shared::new(out);
+        threads.for_each(n_panels.div_ceil(panels_per_task), |task| {
+            let panels = task * panels_per_task..n_panels.min((task + 1) * panels_per_task);
+            let mut unpacked = Unpacked::new(blocks, chunk_records * record_cols);
+            for first_row in (0..m).step_by(rows_in_cache) {
+                let x_rows = first_row..m.min(first_row + rows_in_cache);
+                for first_col in (0..padded_cols).step_by(chunk_records * record_cols) {
+                    for panel in panels.clone() {
+                        let panel_records = &self.records[panel * self.panel_bytes()..][..self.panel_bytes()];
+                        let rest = &panel_records[first_col / record_cols * blocks.record_bytes()..];
+                        let records = &rest[..rest.len().min(chunk_records * blocks.record_bytes())];
+                        blocks.unpack(threads.cpu(), records, &mut unpacked);
+                        let place = Place {
+                            panel,
+                            first_col,
+                            x_rows: x_rows.clone(),
+                            rows: self.rows,
+                        };
+                        let w = unpacked.view(blocks, records);
+                        threads.run(IntTiles {
+                            w,
+                            x: &x,
+                            place,
+                            out: out.ptr(),
+                        });
+                    }
+                }
+            }
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests;
