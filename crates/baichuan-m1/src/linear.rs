@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
-use baichuan_kernels::{Format, Matrix, Threads};
+use baichuan_kernels::{ElementType, Format, Matrix, Threads};
 use candle_core::{DType, Device, Result, Tensor};
 use mistralrs_quant::{
     IsqType, QuantMethod, QuantMethodConfig, QuantizeOntoGuard, QuantizedSerde, UnquantLinear,
@@ -66,9 +66,10 @@ impl QuantMethod for HostLinear {
 
     fn dtype_and_device(&self) -> (DType, Device) {
         let dtype = match self.weight.format() {
-            Format::F32 => DType::F32,
-            Format::Bf16 => DType::BF16,
-            Format::F16 => DType::F16,
+            Format::Plain(ElementType::Bf16) => DType::BF16,
+            Format::Plain(ElementType::F16) => DType::F16,
+            // Blocks have no type of their own here: what they stand for is f32.
+            Format::Plain(ElementType::F32) | Format::Ggml(_) | Format::Affine4 { .. } => DType::F32,
         };
         (dtype, Device::Cpu)
     }
