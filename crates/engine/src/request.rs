@@ -219,9 +219,12 @@ impl GenerateRequest {
             vocab_size,
             max_context.saturating_sub(1),
         );
-        let bias: Vec<TokenId> = self.sampling.logit_bias.keys().copied().collect();
+        let beyond = |id: &&TokenId| **id as usize >= vocab_size;
+        violations.extend(self.sampling.logit_bias.keys().find(beyond).map(|id| {
+            let message = format!("token id {id} is not in the vocabulary of {vocab_size}");
+            Violation::new(format!("sampling.logit_bias[{id}]"), message)
+        }));
         for (field, ids) in [
-            ("sampling.logit_bias", &bias),
             ("sampling.allowed_token_ids", &self.sampling.allowed_token_ids),
             ("sampling.bad_token_ids", &self.sampling.bad_token_ids),
             ("stopping.stop_token_ids", &self.stopping.stop_token_ids),
