@@ -1,0 +1,152 @@
+//! Deadlines end requests on the server, whoever sets them and wherever the request is.
+
+use std::time::Duration;
+
+use baichuan_client::{Client, Completion, Refusal, prompt, v1};
+use e2e::{Fake, Gate, Setup, TestServer, refusal, text, until_idle, within};
+use tonic::{Code, IntoRequest, Request};
+
+/// A server whose model does nothing.
+async fn hanging(gate: &Gate) -> TestServer {
+    let server = TestServer::start(Setup::fake(Fake::gated(gate))).await;
+    gate.close();
+    server
+}
+
+/// What came, and how the stream ended.
+async fn until_error(
+    client: &Client,
+    request: impl IntoRequest<v1::GenerateRequest>,
+) -> (Completion, Refusal) {
+    let mut completion = Completion::default();
+    let mut generation = client.generate(request).await.unwrap();
+    loop {
+        match generation.next().await {
+            Ok(Some(event)) => completion.push(event),
+            Ok(None) => panic!("the stream ended well: {completion:?}"),
+            error => return (completion, refusal(error)),
+        }
+    }
+}
+
+fn limited(milliseconds: u32) -> v1::GenerateRequest {
+    v1::GenerateRequest {
+        time_limit_ms: Some(milliseconds),
+        ..text("Go on", 4000)
+    }
+}
+
+#[tokio::test]
+async fn a_time_limit_ends_the_stream_with_its_reason_and_the_usage_so_far() {
+    let gate = Gate::new();
+    let server = hanging(&gate).await;
+    gate.allow(5);
+    let (completion, refused) = within("the limit", until_error(&server.client, limited(300))).await;
+    assert_eq!(refused.code, Code::DeadlineExceeded);
+    assert!(refused.reason.is_some(), "{refused:?}");
+    let choice = &completion.choices[0];
+    let finish = choice.finish.as_ref().expect("a finish before the status");
+    assert_eq!(finish.finish_reason(), v1::FinishReason::TimeLimit);
+    assert_eq!(
+        finish.usage.unwrap().completion_tokens as usize,
+        choice.token_ids.len()
+    );
+    gate.open();
+    until_idle(&server.client, "").await;
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn grpc_timeout_ends_a_running_stream() {
+    let gate = Gate::new();
+    let server = hanging(&gate).await;
+    gate.allow(5);
+    let mut request = Request::new(text("Go on", 4000));
+    // Written by hand: the client's own timer, which ends only waiting for headers, stays out of it.
+    request
+        .metadata_mut()
+        .insert("grpc-timeout", "300m".parse().unwrap());
+    let (_, refused) = within("the deadline", until_error(&server.client, request)).await;
+    assert_eq!(refused.code, Code::DeadlineExceeded);
+    gate.open();
+    until_idle(&server.client, "").await;
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn the_earlier_of_the_two_counts() {
+    let gate = Gate::new();
+    let server = hanging(&gate).await;
+    let mut request = Request::new(limited(300));
+    request
+        .metadata_mut()
+        .insert("grpc-timeout", "1H".parse().unwrap());
+    let (_, refused) = within("the limit", until_error(&server.client, request)).await;
+    assert_eq!(refused.code, Code::DeadlineExceeded);
+
+    let mut request = Request::new(limited(3_600_000));
+    request
+        .metadata_mut()
+        .insert("grpc-timeout", "300m".parse().unwrap());
+    let (_, refused) = within("the deadline", until_error(&server.client, request)).await;
+    assert_eq!(refused.code, Code::DeadlineExceeded);
+    gate.open();
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn unary_calls_and_embeddings_have_deadlines_too() {
+    let gate = Gate::new();
+    let server = hanging(&gate).await;
+    let refused = refusal(within("the limit", server.client.generate_unary(limited(300))).await);
+    assert_eq!(refused.code, Code::DeadlineExceeded);
+
+    let inputs = vec![prompt::embed_text("x")];
+    let embed = v1::EmbedRequest {
+        inputs,
+        time_limit_ms: Some(300),
+        ..Default::default()
+    };
+    let refused = refusal(within("the limit", server.client.embed(embed)).await);
+    assert_eq!(refused.code, Code::DeadlineExceeded);
+    gate.open();
+    until_idle(&server.client, "").await;
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_request_whose_time_is_up_in_the_queue_never_runs() {
+    let gate = Gate::new();
+    let setup = Setup::fake(Fake::gated(&gate)).with("engine.max_sequences", 1);
+    let server = TestServer::start(setup).await;
+    gate.close();
+    let running = server.client.generate(text("first", 10)).await.unwrap();
+    let (completion, refused) = within("the limit", until_error(&server.client, limited(300))).await;
+    assert_eq!(refused.code, Code::DeadlineExceeded);
+    assert!(completion.info.is_none(), "it was never admitted");
+    gate.open();
+    running.collect().await.unwrap();
+    let load = until_idle(&server.client, "").await;
+    assert_eq!(load.generated_tokens_total, 10);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_request_that_is_done_in_time_does_not_notice() {
+    let server = TestServer::fake().await;
+    let mut request = Request::new(text("quick", 10));
+    request.set_timeout(Duration::from_secs(3600));
+    let completion = server
+        .client
+        .generate(request)
+        .await
+        .unwrap()
+        .collect()
+        .await
+        .unwrap();
+    assert_eq!(
+        completion.choices[0].finish.as_ref().unwrap().finish_reason(),
+        v1::FinishReason::Length
+    );
+    server.stop().await;
+}

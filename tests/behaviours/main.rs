@@ -1,0 +1,33 @@
+//! What clients see of a server, one behaviour per file, each against a server of its own.
+
+mod abort;
+mod admin;
+mod bad_embed_input;
+mod bad_input;
+mod bounded_window;
+mod broken_engine;
+mod cancel;
+mod chat;
+mod deadline;
+mod default_model;
+mod drain;
+mod embed;
+mod embed_stream;
+mod generate;
+mod health;
+mod load;
+mod logprobs;
+mod models;
+mod program;
+mod queue_full;
+mod raw_bytes;
+mod reflection;
+mod seeds;
+mod server_info;
+mod several_completions;
+mod several_models;
+mod slow_client;
+mod soak;
+mod stop_strings;
+mod tokenize;
+mod unary;

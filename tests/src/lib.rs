@@ -1,0 +1,17 @@
+//! What the tests of client-visible behaviour share: servers on a port of their own, models, requests, waiting.
+//!
+//! [`TestServer`] is the whole server in this process, reached over TCP by the real client. Where the model does
+//! not matter it is [`Fake`], which checks the engine's books at every step; where it does, [`checkpoint::tiny_m1`].
+
+pub mod checkpoint;
+mod fake;
+mod program;
+mod request;
+mod server;
+mod wait;
+
+pub use fake::{Fake, Gate, greedy};
+pub use program::{ServerProcess, program, signal};
+pub use request::{LETTERS, chat, generate, refusal, text, tokens};
+pub use server::{Setup, TestServer};
+pub use wait::{held, until_gone, until_idle, until_load, until_ready, within};

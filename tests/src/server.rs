@@ -1,0 +1,207 @@
+//! The whole server in this process, on a port of its own.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use baichuan_client::{Client, ConnectOptions};
+use baichuan_engine::Registry;
+use baichuan_server::config::{self, Config, Flag, Inputs, Places};
+use baichuan_server::{Listeners, ServeError, shutdown};
+use tempfile::TempDir;
+use tokio::task::JoinHandle;
+
+use crate::checkpoint::repository;
+use crate::fake::{Fake, FakePlugin, OpenAtEnd};
+use crate::wait::{until_ready, within};
+
+/// What to serve and how.
+pub struct Setup {
+    models: Vec<(String, Model)>,
+    settings: BTreeMap<String, String>,
+}
+
+enum Model {
+    Fake(Fake),
+    Checkpoint(PathBuf),
+}
+
+impl Setup {
+    /// Nothing is named: the server serves its default model.
+    pub fn default_model() -> Self {
+        Self::new()
+    }
+
+    fn new() -> Self {
+        let nothing = Self {
+            models: Vec::new(),
+            settings: BTreeMap::new(),
+        };
+        nothing
+            .with("listen.grpc", "127.0.0.1:0")
+            .with("listen.admin", "off")
+            .with("engine.scrub_freed", true)
+            .with("engine.cache.context_tokens", 16384)
+            .with("shutdown.drain_timeout", "20s")
+    }
+
+    /// One fake model, called `fake`.
+    pub fn fake(fake: Fake) -> Self {
+        Self::new().and_fake("fake", fake)
+    }
+
+    /// One checkpoint of the real model, called `m1`.
+    pub fn m1(dir: impl Into<PathBuf>) -> Self {
+        Self::new().and_m1("m1", dir)
+    }
+
+    /// A fake model too.
+    pub fn and_fake(mut self, name: &str, fake: Fake) -> Self {
+        self.models.push((name.into(), Model::Fake(fake)));
+        self
+    }
+
+    /// A checkpoint of the real model too.
+    pub fn and_m1(mut self, name: &str, dir: impl Into<PathBuf>) -> Self {
+        self.models.push((name.into(), Model::Checkpoint(dir.into())));
+        self
+    }
+
+    /// A configuration key, as `--set` takes it.
+    pub fn with(mut self, key: &str, value: impl ToString) -> Self {
+        self.settings.insert(key.into(), value.to_string());
+        self
+    }
+
+    /// Room for exactly so many blocks, instead of for 16384 tokens.
+    pub fn with_blocks(mut self, global: usize, window: usize) -> Self {
+        self.settings.remove("engine.cache.context_tokens");
+        self.with("engine.cache.global_blocks", global)
+            .with("engine.cache.window_blocks", window)
+    }
+
+    /// Writes fake checkpoints and a configuration file, and reads it as the program does.
+    fn prepare(self, dir: &TempDir) -> (Config, Registry, OpenAtEnd) {
+        let mut plugin = FakePlugin::default();
+        let mut file = String::new();
+        for (name, model) in self.models {
+            let path = match model {
+                Model::Checkpoint(path) => path,
+                Model::Fake(fake) => {
+                    let path = dir.path().join(&name);
+                    std::fs::create_dir(&path).unwrap();
+                    fake.write(&path).unwrap();
+                    plugin.gates.extend(fake.gate.map(|gate| (name.clone(), gate)));
+                    path
+                }
+            };
+            file += &format!("[[models]]\nname = {name:?}\npath = {path:?}\n");
+        }
+        let path = dir.path().join("server.toml");
+        std::fs::write(&path, file).unwrap();
+        let flags = self.settings.into_iter().map(|(key, value)| Flag {
+            name: "--set".into(),
+            key,
+            value,
+        });
+        let inputs = Inputs {
+            file: Some(path),
+            env: Vec::new(),
+            flags: flags.collect(),
+            places: Places {
+                cwd: Some(repository()),
+                exe: None,
+            },
+            models_must_exist: true,
+        };
+        let config = config::load(&inputs).unwrap_or_else(|e| panic!("{e}"));
+        let gates = OpenAtEnd(plugin.gates.values().cloned().collect());
+        let registry = Registry::new().with(baichuan_m1::plugin()).with(plugin);
+        (config, registry, gates)
+    }
+}
+
+/// A running server and a client of it.
+pub struct TestServer {
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// Connected.
+    pub client: Client,
+    trigger: shutdown::Trigger,
+    serving: JoinHandle<Result<(), ServeError>>,
+    gates: OpenAtEnd,
+    _dir: TempDir,
+}
+
+impl TestServer {
+    /// Starts a server and waits until it is ready.
+    ///
+    /// # Panics
+    /// When it does not come up.
+    pub async fn start(setup: Setup) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let (config, registry, gates) = setup.prepare(&dir);
+        let listeners = Listeners::bind(&config.listen).await.unwrap();
+        let address = listeners.grpc.local_addr().unwrap();
+        let (trigger, shutdown) = shutdown::channel();
+        let serving = tokio::spawn(baichuan_server::run(config, registry, listeners, shutdown));
+        let client = within("a connection", Client::connect(&options(address)))
+            .await
+            .unwrap();
+        let server = Self {
+            address,
+            client,
+            trigger,
+            serving,
+            gates,
+            _dir: dir,
+        };
+        until_ready(&server.client).await;
+        server
+    }
+
+    /// One fake model with nothing special about it.
+    pub async fn fake() -> Self {
+        Self::start(Setup::fake(Fake::default())).await
+    }
+
+    /// A connection of its own.
+    pub async fn connect(&self) -> Client {
+        Client::connect(&options(self.address)).await.unwrap()
+    }
+
+    /// `HOST:PORT`, as the programs take it.
+    pub fn address(&self) -> String {
+        self.address.to_string()
+    }
+
+    /// Asks it to end, as SIGTERM does; the second time it ends at once.
+    pub fn ask_to_end(&self) {
+        self.trigger.ask();
+    }
+
+    /// Ends it and waits until it has ended.
+    ///
+    /// # Panics
+    /// When it ended by itself before, or with an error.
+    pub async fn stop(self) {
+        assert!(!self.serving.is_finished(), "the server must still run");
+        self.ask_to_end();
+        self.ended().await;
+    }
+
+    /// Waits until it has ended after [`Self::ask_to_end`].
+    ///
+    /// # Panics
+    /// When it ends with an error or a panic.
+    pub async fn ended(self) {
+        drop(self.gates);
+        drop(self.client);
+        let outcome = within("the server's end", self.serving).await;
+        outcome.expect("no panic").expect("no error");
+    }
+}
+
+fn options(address: SocketAddr) -> ConnectOptions {
+    ConnectOptions::new(address.to_string())
+}
