@@ -1,5 +1,7 @@
 //! Equal to the reference: logits and hidden states at every position, and 64 greedy tokens.
 
+use std::path::Path;
+
 use baichuan_engine::Dtype;
 use baichuan_engine::model::{HiddenRows, Wants};
 
@@ -97,4 +99,50 @@ fn half_precision_weights_and_caches_stay_within_their_rounding() {
             }
         }
     }
+}
+
+/// Chats whose likelihood was measured when the checkpoint was trained, by another implementation in f32.
+#[derive(serde::Deserialize)]
+struct HeldOut {
+    texts: Vec<HeldOutText>,
+}
+
+#[derive(serde::Deserialize)]
+struct HeldOutText {
+    ids: Vec<u32>,
+    prompt_tokens: usize,
+    /// Σ −ln p over the tokens after the prompt.
+    nll: f64,
+}
+
+#[test]
+fn the_trained_checkpoint_finds_texts_as_likely_as_its_trainers_did() {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/baichuan-m1-wordnet");
+    let held_out = std::fs::read(dir.join("held-out.json")).unwrap();
+    let held_out: HeldOut = serde_json::from_slice(&held_out).unwrap();
+    let mut driver = Driver::load(&dir, Setup::default());
+    let vocab = driver.vocab_size();
+    let (mut ours, mut theirs) = (0.0, 0.0);
+    for text in &held_out.texts {
+        let logits = driver.logits_in_chunks(&text.ids, &[text.ids.len()]);
+        let minus_log_p = |position: usize| {
+            let row = &logits[(position - 1) * vocab..][..vocab];
+            let sum: f64 = row.iter().map(|&x| f64::from(x).exp()).sum();
+            sum.ln() - f64::from(row[text.ids[position] as usize])
+        };
+        let nll: f64 = (text.prompt_tokens..text.ids.len()).map(minus_log_p).sum();
+        // They kept the normalised head in f32; here it is rounded to bf16, as the checkpoint's own type.
+        let bound = 2e-3 * text.nll;
+        assert!(
+            (nll - text.nll).abs() < bound,
+            "{:?}: {nll} instead of {}",
+            text.ids,
+            text.nll
+        );
+        (ours, theirs) = (ours + nll, theirs + text.nll);
+    }
+    assert!(
+        (ours / theirs - 1.0).abs() < 1e-4,
+        "{ours} instead of {theirs} over all texts"
+    );
 }
