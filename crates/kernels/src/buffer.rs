@@ -9,6 +9,8 @@ const ALIGN: usize = 64;
 
 /// A slice of plain numbers on its own cache lines.
 pub(crate) struct Buffer<T> {
+    /// What the allocator gave: somewhat more than is used, so that `ptr` can be aligned within it.
+    block: NonNull<u8>,
     ptr: NonNull<T>,
     len: usize,
     owns: PhantomData<T>,
@@ -36,20 +38,23 @@ unsafe impl Plain for half::f16 {}
 impl<T: Plain> Buffer<T> {
     /// `len` zeros. The system hands out large blocks lazily: pages never written cost no memory.
     pub(crate) fn zeroed(len: usize) -> Self {
-        let layout = Self::layout(len);
-        if layout.size() == 0 {
+        let Some(layout) = Self::layout(len) else {
             return Self {
+                block: NonNull::dangling(),
                 ptr: NonNull::dangling(),
                 len,
                 owns: PhantomData,
             };
-        }
+        };
         // SAFETY: the layout's size is not zero.
         let raw = unsafe { alloc_zeroed(layout) };
-        let Some(ptr) = NonNull::new(raw.cast()) else {
+        let Some(block) = NonNull::new(raw) else {
             handle_alloc_error(layout)
         };
+        // SAFETY: the block is larger than the values by what aligning can skip.
+        let ptr = unsafe { block.add(block.align_offset(ALIGN)) }.cast();
         Self {
+            block,
             ptr,
             len,
             owns: PhantomData,
@@ -58,13 +63,17 @@ impl<T: Plain> Buffer<T> {
 }
 
 impl<T> Buffer<T> {
+    /// The allocator's block for `len` values; none for no bytes. It asks for no alignment, because the standard
+    /// library writes the zeros of strictly aligned blocks itself, and so touches every page.
     #[allow(
         clippy::expect_used,
         reason = "a length no address space holds is out of memory"
     )]
-    fn layout(len: usize) -> Layout {
+    fn layout(len: usize) -> Option<Layout> {
         let bytes = len.checked_mul(size_of::<T>()).expect("buffer length overflows");
-        Layout::from_size_align(bytes, ALIGN).expect("buffer length overflows")
+        let padded = bytes.checked_add(ALIGN).expect("buffer length overflows");
+        let layout = Layout::from_size_align(padded, 1).expect("buffer length overflows");
+        (bytes > 0).then_some(layout)
     }
 }
 
@@ -86,10 +95,9 @@ impl<T> DerefMut for Buffer<T> {
 
 impl<T> Drop for Buffer<T> {
     fn drop(&mut self) {
-        let layout = Self::layout(self.len);
-        if layout.size() != 0 {
+        if let Some(layout) = Self::layout(self.len) {
             // SAFETY: `zeroed` allocated the block with this very layout.
-            unsafe { dealloc(self.ptr.as_ptr().cast(), layout) }
+            unsafe { dealloc(self.block.as_ptr(), layout) }
         }
     }
 }
