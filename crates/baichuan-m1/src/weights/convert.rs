@@ -7,43 +7,49 @@ use rayon::prelude::*;
 use super::WeightsError;
 use super::file::StoredTensor;
 
-/// A type that weights are kept in.
+/// A type that weights are stored in and kept in.
 pub trait Element: Copy + Default + Send + Sync {
+    /// Its name.
+    const DTYPE: Dtype;
     /// Nearest value, ties to even.
     fn from_f32(x: f32) -> Self;
     /// Exact.
     fn to_f32(self) -> f32;
+    /// Whether it is neither NaN nor infinite.
+    fn is_finite(self) -> bool;
+    /// Reads `out.len()` values, little-endian.
+    fn read(bytes: &[u8], out: &mut [Self]);
 }
 
-impl Element for f32 {
-    fn from_f32(x: f32) -> f32 {
-        x
-    }
+macro_rules! element {
+    ($type:ty, $dtype:expr, $from_f32:expr, $to_f32:expr) => {
+        impl Element for $type {
+            const DTYPE: Dtype = $dtype;
 
-    fn to_f32(self) -> f32 {
-        self
-    }
+            fn from_f32(x: f32) -> Self {
+                $from_f32(x)
+            }
+
+            fn to_f32(self) -> f32 {
+                $to_f32(self)
+            }
+
+            fn is_finite(self) -> bool {
+                <$type>::is_finite(self)
+            }
+
+            fn read(bytes: &[u8], out: &mut [Self]) {
+                for (out, &bytes) in out.iter_mut().zip(bytes.as_chunks().0) {
+                    *out = <$type>::from_le_bytes(bytes);
+                }
+            }
+        }
+    };
 }
 
-impl Element for bf16 {
-    fn from_f32(x: f32) -> bf16 {
-        bf16::from_f32(x)
-    }
-
-    fn to_f32(self) -> f32 {
-        self.to_f32()
-    }
-}
-
-impl Element for f16 {
-    fn from_f32(x: f32) -> f16 {
-        f16::from_f32(x)
-    }
-
-    fn to_f32(self) -> f32 {
-        self.to_f32()
-    }
-}
+element!(f32, Dtype::F32, |x| x, |x| x);
+element!(f16, Dtype::F16, f16::from_f32, f16::to_f32);
+element!(bf16, Dtype::Bf16, bf16::from_f32, bf16::to_f32);
 
 /// The values of a tensor in one of the types that weights are kept in, row-major.
 #[derive(Debug, Clone, PartialEq)]
@@ -89,82 +95,81 @@ impl<'a> Stored<'a> {
 
     /// All values in row-major order. A value that is, or becomes, NaN or infinite is an error.
     pub fn to_vec<T: Element>(&self) -> Result<Vec<T>, WeightsError> {
-        self.convert_rows(|_| {})
+        match self.dtype() {
+            dtype if dtype == T::DTYPE => self.by_rows(T::read),
+            Dtype::F32 => self.by_rows(|bytes, out| convert::<f32, T>(bytes, out, |_| {})),
+            Dtype::F16 => self.by_rows(|bytes, out| convert::<f16, T>(bytes, out, |_| {})),
+            Dtype::Bf16 => self.by_rows(|bytes, out| convert::<bf16, T>(bytes, out, |_| {})),
+        }
     }
 
     /// As [`Self::to_vec`], in a type known at run time.
     pub fn values(&self, dtype: Dtype) -> Result<Values, WeightsError> {
-        self.convert(dtype, |_| {})
+        Ok(match dtype {
+            Dtype::F32 => Values::F32(self.to_vec()?),
+            Dtype::F16 => Values::F16(self.to_vec()?),
+            Dtype::Bf16 => Values::Bf16(self.to_vec()?),
+        })
     }
 
     /// As [`Self::values`], each row divided by its L2 norm: in f32, then rounded to the type on disk, as the
     /// model's authors do with their output head when they load it.
     pub fn normalised(&self, dtype: Dtype) -> Result<Values, WeightsError> {
-        let round = match self.dtype() {
-            Dtype::F16 => |x| f16::from_f32(x).to_f32(),
-            Dtype::Bf16 => |x| bf16::from_f32(x).to_f32(),
-            Dtype::F32 => |x| x,
-        };
-        self.convert(dtype, |row| {
-            let norm = row.iter().map(|x| x * x).sum::<f32>().sqrt() + NORM_EPS;
-            row.iter_mut().for_each(|x| *x = round(*x / norm));
-        })
-    }
-
-    fn convert(&self, dtype: Dtype, change: impl Fn(&mut [f32]) + Sync) -> Result<Values, WeightsError> {
         Ok(match dtype {
-            Dtype::F32 => Values::F32(self.convert_rows(change)?),
-            Dtype::F16 => Values::F16(self.convert_rows(change)?),
-            Dtype::Bf16 => Values::Bf16(self.convert_rows(change)?),
+            Dtype::F32 => Values::F32(self.rows_normalised()?),
+            Dtype::F16 => Values::F16(self.rows_normalised()?),
+            Dtype::Bf16 => Values::Bf16(self.rows_normalised()?),
         })
     }
 
-    /// Reads row by row, in parallel: bytes to f32, through `change`, to `T`.
-    fn convert_rows<T: Element>(&self, change: impl Fn(&mut [f32]) + Sync) -> Result<Vec<T>, WeightsError> {
+    fn rows_normalised<T: Element>(&self) -> Result<Vec<T>, WeightsError> {
+        match self.dtype() {
+            Dtype::F32 => self.by_rows(|bytes, out| convert::<f32, T>(bytes, out, normalise::<f32>)),
+            Dtype::F16 => self.by_rows(|bytes, out| convert::<f16, T>(bytes, out, normalise::<f16>)),
+            Dtype::Bf16 => self.by_rows(|bytes, out| convert::<bf16, T>(bytes, out, normalise::<bf16>)),
+        }
+    }
+
+    /// Reads row by row, in parallel: `read` makes values of a row's bytes.
+    fn by_rows<T: Element>(&self, read: impl Fn(&[u8], &mut [T]) + Sync) -> Result<Vec<T>, WeightsError> {
         let tensor = &self.0;
         let width = tensor.shape.last().copied().unwrap_or(1).max(1);
-        let dtype = self.dtype();
-        let element_bytes = dtype.bytes();
+        let element_bytes = self.dtype().bytes();
         let mut values = vec![T::default(); tensor.bytes.len() / element_bytes];
         let rows = tensor
             .bytes
             .par_chunks(width * element_bytes)
-            .zip(values.par_chunks_mut(width))
-            .enumerate();
-        rows.try_for_each_init(
-            || vec![0.0; width],
-            |row, (number, (bytes, out))| {
-                read(dtype, bytes, row);
-                change(row);
-                for (out, &mut x) in out.iter_mut().zip(row) {
-                    *out = T::from_f32(x);
-                }
-                match out.iter().position(|x| !x.to_f32().is_finite()) {
-                    None => Ok(()),
-                    Some(column) => Err(WeightsError::NotFinite {
-                        file: tensor.file.to_owned(),
-                        tensor: tensor.name.to_owned(),
-                        element: number * width + column,
-                        value: out[column].to_f32(),
-                    }),
-                }
-            },
-        )?;
+            .zip(values.par_chunks_mut(width));
+        rows.enumerate().try_for_each(|(row, (bytes, out))| {
+            read(bytes, out);
+            if out.iter().all(|x| x.is_finite()) {
+                return Ok(());
+            }
+            let column = out.iter().position(|x| !x.is_finite()).unwrap_or_default();
+            Err(WeightsError::NotFinite {
+                file: tensor.file.to_owned(),
+                tensor: tensor.name.to_owned(),
+                element: row * width + column,
+                value: out[column].to_f32(),
+            })
+        })?;
         Ok(values)
     }
 }
 
-/// One row's little-endian bytes as f32; exact for all three types.
-fn read(dtype: Dtype, bytes: &[u8], row: &mut [f32]) {
-    match dtype {
-        Dtype::F16 => fill(row, bytes, |b| f16::from_le_bytes(b).to_f32()),
-        Dtype::Bf16 => fill(row, bytes, |b| bf16::from_le_bytes(b).to_f32()),
-        Dtype::F32 => fill(row, bytes, f32::from_le_bytes),
+/// A row of type `S` on disk, through f32 and `change`, to type `T`.
+fn convert<S: Element, T: Element>(bytes: &[u8], out: &mut [T], change: impl Fn(&mut [f32])) {
+    let mut stored = vec![S::default(); out.len()];
+    S::read(bytes, &mut stored);
+    let mut row: Vec<f32> = stored.into_iter().map(S::to_f32).collect();
+    change(&mut row);
+    for (out, x) in out.iter_mut().zip(row) {
+        *out = T::from_f32(x);
     }
 }
 
-fn fill<const N: usize>(row: &mut [f32], bytes: &[u8], decode: impl Fn([u8; N]) -> f32) {
-    for (x, &bytes) in row.iter_mut().zip(bytes.as_chunks::<N>().0) {
-        *x = decode(bytes);
-    }
+/// Divides a row by its L2 norm and rounds it to type `S`.
+fn normalise<S: Element>(row: &mut [f32]) {
+    let norm = row.iter().map(|x| x * x).sum::<f32>().sqrt() + NORM_EPS;
+    row.iter_mut().for_each(|x| *x = S::from_f32(*x / norm).to_f32());
 }
