@@ -1,3 +1,5 @@
+//! What the host sampler makes of logits.
+
 use super::*;
 use crate::request::{RequestLimits, SamplingOptions};
 use proptest::prelude::*;

@@ -1,3 +1,5 @@
+//! Who runs in a step, who waits, who is preempted.
+
 use super::*;
 use crate::config::{CacheBudget, CacheConfig, EngineConfig};
 use crate::kv::CacheSpec;

@@ -1,3 +1,5 @@
+//! What a configuration may say, where it comes from, and what is refused.
+
 use std::ffi::OsString;
 use std::path::PathBuf;
 

@@ -1,3 +1,5 @@
+//! From messages to embedding requests and back.
+
 use super::*;
 
 const HIDDEN: usize = 4;

@@ -1,3 +1,5 @@
+//! From messages to generation requests: what is accepted, what each fault is called.
+
 use std::sync::LazyLock;
 
 use baichuan_engine::testing::{FakeOptions, fake_engine};
