@@ -5,6 +5,7 @@ use clap::{Parser, Subcommand};
 mod codegen;
 mod golden;
 mod make_model;
+mod tidy;
 
 #[derive(Parser)]
 #[command(name = "xtask", about = "The project's chores")]
@@ -25,6 +26,8 @@ enum Command {
     Golden,
     /// Write a checkpoint with random weights.
     MakeModel(make_model::Args),
+    /// Check the rules that no compiler checks: arrows between crates, headers, places of words.
+    Tidy,
 }
 
 fn main() -> anyhow::Result<()> {
@@ -32,5 +35,6 @@ fn main() -> anyhow::Result<()> {
         Command::Codegen { check } => codegen::run(check),
         Command::Golden => golden::run(),
         Command::MakeModel(args) => make_model::run(args),
+        Command::Tidy => tidy::run(),
     }
 }

@@ -45,8 +45,11 @@ fn presets() -> impl TypedValueParser<Value = Preset> {
 
 fn dtypes() -> impl TypedValueParser<Value = Dtype> {
     let all = [Dtype::F32, Dtype::F16, Dtype::Bf16];
-    PossibleValuesParser::new(all.map(Dtype::name))
-        .try_map(move |name| all.into_iter().find(|dtype| dtype.name() == name).ok_or("no such type"))
+    PossibleValuesParser::new(all.map(Dtype::name)).try_map(move |name| {
+        all.into_iter()
+            .find(|dtype| dtype.name() == name)
+            .ok_or("no such type")
+    })
 }
 
 fn parse_layers(text: &str) -> Result<Layers, std::num::ParseIntError> {
