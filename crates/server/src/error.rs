@@ -7,6 +7,9 @@ use std::time::Duration;
 use baichuan_engine::event::Usage;
 use baichuan_engine::{RequestError, RequestId, SubmitError, Violation, Violations};
 
+/// Room comes with the client's own reading; this keeps it from coming back at once.
+const SLOW_CLIENT_DELAY: Duration = Duration::from_secs(1);
+
 /// Why a call fails.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ApiError {
@@ -129,7 +132,7 @@ impl From<RequestError> for ApiError {
             RequestError::SlowClient { .. } => Self::Exhausted {
                 reason: Exhausted::SlowClient,
                 message,
-                retry_after: None,
+                retry_after: Some(SLOW_CLIENT_DELAY),
             },
             RequestError::StepFailed(_) => Self::Internal { cause: message },
             RequestError::EngineStopped => Self::Unavailable(Unavailable::EngineStopped),

@@ -15,6 +15,7 @@ use clap::Parser;
 use progress::Progress;
 
 mod args;
+mod demo;
 mod progress;
 
 /// Threads that outlive the server, such as one that loads a model, get this long.
@@ -44,14 +45,17 @@ async fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Serve(settings) => serve(load(&settings.inputs())?).await,
         Command::CheckConfig(settings) => check_config(&settings),
-        Command::Demo(settings) => serve(load(&settings.inputs())?).await,
+        Command::Demo(settings) => demo::demo(&settings).await,
         Command::Health(health) => probe(&health).await,
     }
 }
 
 /// The plugins this program is composed of.
 fn registry() -> Registry {
-    Registry::new()
+    let registry = Registry::new();
+    #[cfg(feature = "baichuan-m1")]
+    let registry = registry.with(baichuan_m1::plugin());
+    registry
 }
 
 async fn serve(config: Config) -> anyhow::Result<()> {

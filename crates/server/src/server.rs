@@ -177,13 +177,29 @@ impl Server {
         }
         let outcome = match outcome {
             Ok(()) => end(&app, &stop, &mut shutdown, &mut tasks).await,
-            failed => failed,
+            Err(failed) => Err(failed),
         };
         stop.now.cancel();
         while tasks.join_next().await.is_some() {}
         watchers.shutdown().await;
-        outcome
+        // Joins the engines' threads. One that is stuck holds up its own thread here and not the server's end.
+        let joined = tokio::task::spawn_blocking(move || drop(app));
+        match outcome {
+            Ok(End::Orderly) => {
+                let _ = joined.await;
+                tracing::info!("ended");
+                Ok(())
+            }
+            Ok(End::Insisted) => Ok(()),
+            Err(error) => Err(error),
+        }
     }
+}
+
+/// How the server was brought to its end.
+enum End {
+    Orderly,
+    Insisted,
 }
 
 /// Drains within the configured times; `shutdown` insisting cuts that short.
@@ -192,7 +208,7 @@ async fn end(
     stop: &Stop,
     shutdown: &mut Shutdown,
     tasks: &mut JoinSet<()>,
-) -> Result<(), ServeError> {
+) -> Result<End, ServeError> {
     let times = &app.config.shutdown;
     let orderly = async {
         tracing::info!(running = app.calls.n_running(), "draining");
@@ -220,13 +236,10 @@ async fn end(
         stop.now.cancel();
     };
     tokio::select! {
-        () = orderly => {
-            tracing::info!("ended");
-            Ok(())
-        }
+        () = orderly => Ok(End::Orderly),
         () = shutdown.insisted() => {
             tracing::warn!(running = app.calls.n_running(), "told to end at once");
-            Ok(())
+            Ok(End::Insisted)
         }
         () = tokio::time::sleep(times.hard_timeout) => Err(ServeError::HardTimeout {
             running: app.calls.n_running(),

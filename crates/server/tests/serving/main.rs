@@ -1,0 +1,13 @@
+//! The server over real sockets and the fake model, one group of behaviours a file.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+
+mod admin;
+mod embed;
+mod generate;
+mod health;
+mod limits;
+mod shutdown;
+mod support;
+mod text;
+mod transport;
