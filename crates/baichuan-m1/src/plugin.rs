@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use baichuan_engine::request::{Pooling, SamplingOptions};
-use baichuan_engine::text::CheckpointText;
+use baichuan_engine::text::{ChatTemplate, CheckpointText, TextError};
 use baichuan_engine::{Backend, BackendInfo, Checkpoint, EngineHandle, LoadError, LoadRequest, ModelPlugin};
 use baichuan_kernels::Threads;
 
@@ -27,6 +27,24 @@ pub fn plugin() -> impl ModelPlugin {
 
 struct BaichuanM1Plugin;
 
+/// The tokens that open a user's and the assistant's turn in [`CHAT_TEMPLATE`].
+const ROLES: [&str; 2] = ["<C_Q>", "<C_A>"];
+
+/// What the checkpoint says about text; the published model's template where it has none and knows the roles.
+fn text(checkpoint: &Checkpoint) -> Result<CheckpointText, TextError> {
+    let mut text = CheckpointText::from_dir(checkpoint.dir(), None)?;
+    let knows_roles = ROLES.iter().all(|role| text.tokenizer.token_id(role).is_some());
+    if text.chat_template.is_none() && knows_roles {
+        let special = text.tokenizer.special_tokens().clone();
+        text.chat_template = Some(ChatTemplate::new(
+            "default chat template",
+            CHAT_TEMPLATE,
+            special,
+        )?);
+    }
+    Ok(text)
+}
+
 impl ModelPlugin for BaichuanM1Plugin {
     fn name(&self) -> &'static str {
         "baichuan-m1"
@@ -38,7 +56,7 @@ impl ModelPlugin for BaichuanM1Plugin {
 
     fn load(&self, request: &LoadRequest<'_>) -> Result<Arc<dyn Backend>, LoadError> {
         // Text first: what is wrong with it is found in moments, weights take minutes.
-        let text = CheckpointText::from_dir(request.checkpoint.dir(), Some(CHAT_TEMPLATE))?;
+        let text = text(request.checkpoint)?;
         let threads = match request.threads {
             Some(n_threads) => Threads::new(n_threads),
             None => Threads::physical(),

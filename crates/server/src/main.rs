@@ -37,7 +37,14 @@ fn main() -> ExitCode {
 
 /// To standard error, whatever the state of the logs.
 fn fail(error: &anyhow::Error) -> ExitCode {
-    eprintln!("baichuan-server: {error:#}");
+    let mut message = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        // Many an error's message ends with its cause already.
+        if !message.ends_with(&cause) {
+            message = format!("{message}: {cause}");
+        }
+    }
+    eprintln!("baichuan-server: {message}");
     ExitCode::FAILURE
 }
 

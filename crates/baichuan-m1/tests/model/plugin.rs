@@ -247,3 +247,39 @@ fn a_checkpoint_of_another_architecture_finds_no_plugin() {
         .expect("not ours");
     assert!(matches!(error, LoadError::NoPlugin { .. }), "{error}");
 }
+
+/// A tokenizer of bytes, and no role.
+fn without_roles() -> String {
+    let vocab: serde_json::Map<_, _> = (0..256)
+        .map(|byte| (format!("<0x{byte:02X}>"), byte.into()))
+        .collect();
+    serde_json::json!({
+        "version": "1.0", "added_tokens": [], "normalizer": null, "pre_tokenizer": null, "post_processor": null,
+        "decoder": {"type": "Sequence", "decoders": [{"type": "ByteFallback"}, {"type": "Fuse"}]},
+        "model": {"type": "BPE", "byte_fallback": true, "vocab": vocab, "merges": []},
+    })
+    .to_string()
+}
+
+#[test]
+fn a_checkpoint_without_a_template_chats_only_if_its_tokenizer_knows_the_roles() {
+    let folder = tempfile::tempdir().unwrap();
+    Recipe::new(Preset::Tiny)
+        .write(folder.path(), &|_, _| {})
+        .unwrap();
+    fs::write(folder.path().join("tokenizer_config.json"), "{}").unwrap();
+    let engine = EngineConfig {
+        max_context: Some(64),
+        ..EngineConfig::default()
+    };
+    let chats = |dir: &Path| {
+        load_with(dir, &engine, &|_| {})
+            .unwrap()
+            .info()
+            .chat_template
+            .is_some()
+    };
+    assert!(chats(folder.path()));
+    fs::write(folder.path().join("tokenizer.json"), without_roles()).unwrap();
+    assert!(!chats(folder.path()));
+}
