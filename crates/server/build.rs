@@ -9,7 +9,8 @@ fn main() {
         output.status.success().then(|| text.trim().to_owned())
     };
     let commit = git(&["rev-parse", "--short=12", "HEAD"]).unwrap_or_else(|| "unknown".to_owned());
-    println!("cargo::rustc-env=BAICHUAN_GIT_COMMIT={commit}");
+    // Not BAICHUAN_*: `cargo run` hands this on to the program, whose configuration those are.
+    println!("cargo::rustc-env=BUILD_GIT_COMMIT={commit}");
     // The log of HEAD grows with every commit and checkout.
     if let Some(log) = git(&["rev-parse", "--git-path", "logs/HEAD"]) {
         println!("cargo::rerun-if-changed={log}");

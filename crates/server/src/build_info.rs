@@ -3,7 +3,7 @@
 /// Of the release.
 pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// The commit it was built from; `unknown` outside a repository.
-pub(crate) const GIT_COMMIT: &str = env!("BAICHUAN_GIT_COMMIT");
+pub(crate) const GIT_COMMIT: &str = env!("BUILD_GIT_COMMIT");
 
 /// Optional parts compiled in.
 pub(crate) fn features() -> Vec<String> {
