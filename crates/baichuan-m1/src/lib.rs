@@ -47,6 +47,8 @@ mod attention;
 mod cache;
 pub mod config;
 mod conv;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 mod host;
 mod layer;
 pub mod layout;

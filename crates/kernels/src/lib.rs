@@ -1,4 +1,4 @@
-//! Compute that the tensor libraries lack, for CPUs: products with weights kept in their storage type, attention
+//! Compute that the tensor libraries lack, for CPUs (and in `cuda`, a feature, for NVIDIA GPUs): products with weights kept in their storage type, attention
 //! in place over paged and ring caches, and the row kernels between them.
 //!
 //! Plain slices in, plain slices out: this crate knows no model, no request and no tensor library.
@@ -14,6 +14,8 @@
 
 mod attention;
 mod buffer;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 mod dense;
 mod element;
 mod kv;

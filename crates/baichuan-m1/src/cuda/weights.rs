@@ -1,0 +1,106 @@
+//! The weights in device memory.
+
+use baichuan_kernels::ElementType;
+use baichuan_kernels::cuda::{Buffer, Device, GpuError, Product};
+
+use super::load::{CudaLoadError, Reader};
+use crate::config::{BaichuanConfig, LayerShape};
+use crate::layout::{self, LayerSpec};
+
+/// All weights; matrices and norms in the model's type, taps in f32.
+pub(super) struct DeviceWeights {
+    /// `[vocab][hidden]`.
+    pub(super) embedding: Buffer,
+    pub(super) layers: Vec<LayerWeights>,
+    /// `[hidden]`.
+    pub(super) final_norm: Buffer,
+    /// `[vocab][hidden]`, rows of length one.
+    pub(super) head: Buffer,
+    /// Cosines and sines for each width of heads.
+    pub(super) angles: Vec<(usize, Buffer)>,
+}
+
+pub(super) struct LayerWeights {
+    pub(super) shape: LayerShape,
+    pub(super) input_norm: Buffer,
+    pub(super) pack: Buffer,
+    /// `[k, v][kv_heads][taps]`.
+    pub(super) taps: Buffer,
+    pub(super) out: Buffer,
+    pub(super) post_norm: Buffer,
+    /// Gates, then ups.
+    pub(super) gate_up: Buffer,
+    pub(super) down: Buffer,
+}
+
+impl DeviceWeights {
+    /// Reads everything, `max_context` positions' angles included.
+    pub(super) fn read(
+        device: &Device,
+        config: &BaichuanConfig,
+        reader: &mut Reader<'_>,
+        max_context: usize,
+    ) -> Result<Self, CudaLoadError> {
+        let embedding_spec = layout::embedding(config);
+        let embedding = reader.tensor(device, &embedding_spec)?;
+        let layers = config.layers.iter().enumerate();
+        let layers = layers
+            .map(|(index, shape)| {
+                let spec = LayerSpec::new(config, index, shape);
+                Ok(LayerWeights {
+                    shape: *shape,
+                    input_norm: reader.tensor(device, &spec.input_norm)?,
+                    pack: reader.tensor(device, &spec.pack)?,
+                    taps: reader.taps(device, [&spec.taps_k, &spec.taps_v])?,
+                    out: reader.tensor(device, &spec.out)?,
+                    post_norm: reader.tensor(device, &spec.post_norm)?,
+                    gate_up: reader.stacked(device, [&spec.gate, &spec.up])?,
+                    down: reader.tensor(device, &spec.down)?,
+                })
+            })
+            .collect::<Result<_, CudaLoadError>>()?;
+        let final_norm = reader.tensor(device, &layout::final_norm(config))?;
+        let head = reader.head(device, layout::head(config).as_ref().unwrap_or(&embedding_spec))?;
+        Ok(Self {
+            embedding,
+            layers,
+            final_norm,
+            head,
+            angles: angles(device, config, max_context)?,
+        })
+    }
+
+    /// The angles for heads of this width.
+    pub(super) fn angles_of(&self, head_dim: usize) -> Option<&Buffer> {
+        self.angles
+            .iter()
+            .find(|(d, _)| *d == head_dim)
+            .map(|(_, angles)| angles)
+    }
+}
+
+fn angles(
+    device: &Device,
+    config: &BaichuanConfig,
+    positions: usize,
+) -> Result<Vec<(usize, Buffer)>, GpuError> {
+    let mut head_dims: Vec<usize> = config.layers.iter().map(|layer| layer.head_dim).collect();
+    head_dims.sort_unstable();
+    head_dims.dedup();
+    let of_width = |head_dim: usize| {
+        let table = Buffer::zeros(device, positions * head_dim * 4, "rotary angles")?;
+        device.rope_table(table.all(), positions, head_dim / 2, config.rope_theta)?;
+        Ok((head_dim, table))
+    };
+    head_dims.into_iter().map(of_width).collect()
+}
+
+/// A product with `matrix`.
+pub(super) fn product(element: ElementType, matrix: &Buffer, n_out: usize, n_in: usize) -> Product<'_> {
+    Product {
+        element,
+        matrix: matrix.all(),
+        n_out,
+        n_in,
+    }
+}

@@ -1,0 +1,272 @@
+//! One GPU: its context, its stream, and the kernels loaded into it.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::ffi::{CString, c_void};
+use std::sync::Arc;
+
+use cudarc::driver::{CudaContext, CudaStream, DriverError, result, sys};
+
+use super::error::{During, GpuError};
+use super::product::Products;
+
+/// Machine code and the kernels in it.
+macro_rules! module {
+    ($file:literal, $($kernel:literal),+ $(,)?) => {
+        (include_bytes!(concat!(env!("OUT_DIR"), "/", $file, ".cubin")).as_slice(), &[$($kernel),+] as &[&'static str])
+    };
+}
+
+/// Shared memory of a block that has to be asked for beyond this many bytes.
+const PLAIN_SHARED_BYTES: i32 = 48 << 10;
+/// Most shared memory of a block on GPUs of compute capability 9.0 and up, in bytes.
+pub(super) const MAX_SHARED_BYTES: u32 = 227 << 10;
+
+/// One GPU, used by one thread at a time.
+pub struct Device {
+    context: Arc<CudaContext>,
+    stream: Arc<CudaStream>,
+    kernels: HashMap<&'static str, sys::CUfunction>,
+    modules: Vec<sys::CUmodule>,
+    pub(super) products: RefCell<Option<Products>>,
+}
+
+// SAFETY: handles of the driver may be used from any thread; `bind` makes the context current there.
+unsafe impl Send for Device {}
+
+/// Waits for all work in the current context.
+pub(super) fn wait_for_all() -> Result<(), DriverError> {
+    result::ctx::synchronize()
+}
+
+/// A grid of blocks.
+pub(super) struct Grid {
+    pub(super) blocks: [usize; 3],
+    pub(super) threads: usize,
+    /// Dynamic shared memory of a block, bytes.
+    pub(super) shared_bytes: u32,
+}
+
+impl Device {
+    /// Opens GPU `ordinal` and loads the kernels.
+    pub fn open(ordinal: usize) -> Result<Self, GpuError> {
+        // SAFETY: looks whether a library can be opened.
+        if !unsafe { sys::is_culib_present() } {
+            return Err(GpuError::NoLibrary {
+                library: "libcuda.so.1",
+                hint: "it comes with NVIDIA's driver",
+            });
+        }
+        // SAFETY: as above.
+        if !unsafe { cudarc::cublaslt::sys::is_culib_present() } {
+            return Err(GpuError::NoLibrary {
+                library: "libcublasLt.so.13",
+                hint: "it comes with CUDA; its folder must be in LD_LIBRARY_PATH or ld.so.conf",
+            });
+        }
+        let found = CudaContext::device_count().during("counting GPUs")?;
+        if ordinal >= found.max(0) as usize {
+            let found = found.max(0) as usize;
+            return Err(GpuError::NoDevice { ordinal, found });
+        }
+        let context = CudaContext::new(ordinal).during("opening the GPU")?;
+        let built = env!("BAICHUAN_CUDA_COMPUTE_CAP").to_owned();
+        let (major, minor) = context
+            .compute_capability()
+            .during("reading the compute capability")?;
+        let found = format!("{major}{minor}");
+        if built.trim_end_matches(char::is_alphabetic) != found {
+            let device = context.name().during("reading the GPU's name")?;
+            return Err(GpuError::WrongGeneration { built, found, device });
+        }
+        let stream = context.new_stream().during("making a stream")?;
+        let mut device = Self {
+            context,
+            stream,
+            kernels: HashMap::new(),
+            modules: Vec::new(),
+            products: RefCell::new(None),
+        };
+        device.load_kernels()?;
+        let products = Products::new(&device)?;
+        device.products = RefCell::new(Some(products));
+        Ok(device)
+    }
+
+    fn load_kernels(&mut self) -> Result<(), GpuError> {
+        let modules = [
+            module!("attention_any", "attend_any_f32", "attend_any_bf16"),
+            module!(
+                "attention_decode",
+                "attend_decode_64",
+                "attend_decode_128",
+                "attend_decode_256",
+                "attend_join"
+            ),
+            module!(
+                "attention_prefill",
+                "attend_prefill_64",
+                "attend_prefill_128",
+                "attend_prefill_256"
+            ),
+            module!(
+                "conv",
+                "conv_rope_f32",
+                "conv_rope_bf16",
+                "commit_f32",
+                "commit_bf16"
+            ),
+            module!(
+                "gemv",
+                "gemv_store_8",
+                "gemv_store_16",
+                "gemv_store_f32_8",
+                "gemv_store_f32_16",
+                "gemv_add_8",
+                "gemv_add_16",
+                "gemv_swiglu_8",
+                "gemv_swiglu_16"
+            ),
+            module!(
+                "rows",
+                "embed_f32",
+                "embed_bf16",
+                "rms_norm_f32",
+                "rms_norm_bf16",
+                "swiglu_f32",
+                "swiglu_bf16",
+                "argmax",
+                "rope_table",
+                "random_f32",
+                "random_bf16",
+                "read_all"
+            ),
+        ];
+        for (code, names) in modules {
+            // SAFETY: `code` is a whole cubin made by nvcc, and names its own length.
+            let module =
+                unsafe { result::module::load_data(code.as_ptr().cast()) }.during("loading kernels")?;
+            self.modules.push(module);
+            for name in names {
+                let symbol = CString::new(*name).unwrap_or_default();
+                // SAFETY: the module was loaded above and lives as long as the device.
+                let kernel =
+                    unsafe { result::module::get_function(module, symbol) }.during("finding a kernel")?;
+                if name.starts_with("attend_") {
+                    let attribute =
+                        sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+                    // Static shared memory counts too: leave it room.
+                    let bytes = MAX_SHARED_BYTES as i32 - 2048;
+                    debug_assert!(bytes > PLAIN_SHARED_BYTES);
+                    // SAFETY: a live function.
+                    unsafe { result::function::set_function_attribute(kernel, attribute, bytes) }
+                        .during("asking for shared memory")?;
+                }
+                self.kernels.insert(name, kernel);
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the device usable from the calling thread.
+    pub fn bind(&self) -> Result<(), GpuError> {
+        self.context
+            .bind_to_thread()
+            .during("binding the GPU to a thread")
+    }
+
+    /// Waits until all work issued so far is done, and says whether it failed.
+    pub fn synchronize(&self) -> Result<(), GpuError> {
+        self.stream.synchronize().during("running on the GPU")
+    }
+
+    /// The device's name, e.g. `NVIDIA H200`.
+    pub fn name(&self) -> Result<String, GpuError> {
+        self.context.name().during("reading the GPU's name")
+    }
+
+    /// Device memory that is free, bytes.
+    pub fn free_bytes(&self) -> Result<u64, GpuError> {
+        let (free, _) = self.context.mem_get_info().during("reading free memory")?;
+        Ok(free as u64)
+    }
+
+    pub(super) fn context(&self) -> &Arc<CudaContext> {
+        &self.context
+    }
+
+    pub(super) fn stream(&self) -> sys::CUstream {
+        self.stream.cu_stream()
+    }
+
+    pub(super) fn stream_arc(&self) -> &Arc<CudaStream> {
+        &self.stream
+    }
+
+    /// Launches a kernel, allowing it to be scheduled before the one before it has ended: every kernel of ours
+    /// waits for that itself (`begin` in common.cuh).
+    ///
+    /// # Safety
+    /// `arguments` point to values of the kernel's parameter types, in order, and what they point to on the device
+    /// is as large as the kernel assumes.
+    pub(super) unsafe fn launch(
+        &self,
+        kernel: &'static str,
+        grid: &Grid,
+        arguments: &mut [*mut c_void],
+    ) -> Result<(), GpuError> {
+        let [x, y, z] = grid.blocks.map(|n| n as u32);
+        if x == 0 || y == 0 || z == 0 {
+            return Ok(());
+        }
+        let mut attribute = sys::CUlaunchAttribute {
+            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+            pad: [0; 4],
+            // SAFETY: a union of plain data, for which zeros are valid.
+            value: unsafe { std::mem::zeroed() },
+        };
+        attribute.value.programmaticStreamSerializationAllowed = 1;
+        let config = sys::CUlaunchConfig {
+            gridDimX: x,
+            gridDimY: y,
+            gridDimZ: z,
+            blockDimX: grid.threads as u32,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: grid.shared_bytes,
+            hStream: self.stream(),
+            attrs: &mut attribute,
+            numAttrs: 1,
+        };
+        // SAFETY: passed on to the caller; all pointers live through the call, which copies what they point to.
+        unsafe {
+            sys::cuLaunchKernelEx(
+                &config,
+                self.kernels[kernel],
+                arguments.as_mut_ptr(),
+                std::ptr::null_mut(),
+            )
+        }
+        .result()
+        .during(kernel)
+    }
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        if self.bind().is_err() || self.synchronize().is_err() {
+            return;
+        }
+        self.products.take();
+        for module in self.modules.drain(..) {
+            // SAFETY: loaded by `load_kernels`, unloaded once, with nothing running.
+            let _ = unsafe { result::module::unload(module) };
+        }
+    }
+}
+
+/// Pointers to a kernel's arguments.
+macro_rules! arguments {
+    ($($value:expr),+ $(,)?) => { &mut [$((&raw const $value).cast_mut().cast::<std::ffi::c_void>()),+] };
+}
+pub(super) use arguments;

@@ -1,0 +1,163 @@
+//! Kernels that work row by row.
+
+use super::device::{Grid, arguments};
+use super::error::GpuError;
+use super::{Device, Span, Step};
+use crate::ElementType;
+
+pub(super) fn suffixed(element: ElementType, f32: &'static str, bf16: &'static str) -> &'static str {
+    match element {
+        ElementType::F32 => f32,
+        ElementType::Bf16 => bf16,
+        ElementType::F16 => panic!("there are no f16 kernels for GPUs"),
+    }
+}
+
+impl Device {
+    /// `x[row]` = row `token[row]` of `table` `[vocab][width]`, in f32; zeros for padding.
+    pub fn embed(
+        &self,
+        element: ElementType,
+        step: Step,
+        n_rows: usize,
+        table: Span<'_>,
+        x: Span<'_>,
+        width: usize,
+    ) -> Result<(), GpuError> {
+        let grid = Grid {
+            blocks: [n_rows, 1, 1],
+            threads: 256,
+            shared_bytes: 0,
+        };
+        let (table, x, width) = (table.ptr(), x.holding(n_rows * width, 4), width as i32);
+        let kernel = suffixed(element, "embed_f32", "embed_bf16");
+        // SAFETY: parameter types as in rows.cu; sizes checked above, token ids by whoever made the step.
+        unsafe { self.launch(kernel, &grid, arguments![step, table, x, width]) }
+    }
+
+    /// `y[i]` = row `rows[i]` of `x` (f32), over its root mean square, times `weight`; without `rows`, row `i`.
+    /// `y_f32`: the same unrounded.
+    #[allow(clippy::too_many_arguments)]
+    pub fn rms_norm(
+        &self,
+        element: ElementType,
+        x: Span<'_>,
+        weight: Span<'_>,
+        y: Span<'_>,
+        y_f32: Option<Span<'_>>,
+        rows: Option<Span<'_>>,
+        (n_rows, width): (usize, usize),
+        eps: f32,
+    ) -> Result<(), GpuError> {
+        let grid = Grid {
+            blocks: [n_rows, 1, 1],
+            threads: if width >= 4096 { 1024 } else { 256 },
+            shared_bytes: 0,
+        };
+        let x = if rows.is_some() {
+            x.ptr()
+        } else {
+            x.holding(n_rows * width, 4)
+        };
+        let weight = weight.holding(width, element.size());
+        let y = y.holding(n_rows * width, element.size());
+        let y_f32 = y_f32.map_or(0, |y| y.holding(n_rows * width, 4));
+        let rows = rows.map_or(0, |rows| rows.holding(n_rows, 4));
+        let width = width as i32;
+        let kernel = suffixed(element, "rms_norm_f32", "rms_norm_bf16");
+        // SAFETY: parameter types as in rows.cu; sizes checked above.
+        unsafe { self.launch(kernel, &grid, arguments![x, weight, y, y_f32, rows, width, eps]) }
+    }
+
+    /// `act[row]` = silu(first half of `gate_up[row]`) times its second half, each `width` wide.
+    pub fn swiglu(
+        &self,
+        element: ElementType,
+        gate_up: Span<'_>,
+        act: Span<'_>,
+        n_rows: usize,
+        width: usize,
+    ) -> Result<(), GpuError> {
+        let vectors = element == ElementType::Bf16 && width.is_multiple_of(8);
+        let grid = Grid {
+            blocks: [(if vectors { width / 8 } else { width }).div_ceil(256), n_rows, 1],
+            threads: 256,
+            shared_bytes: 0,
+        };
+        let gate_up = gate_up.holding(2 * n_rows * width, element.size());
+        let act = act.holding(n_rows * width, element.size());
+        let width = width as i32;
+        let kernel = suffixed(element, "swiglu_f32", "swiglu_bf16");
+        // SAFETY: parameter types as in rows.cu; sizes checked above.
+        unsafe { self.launch(kernel, &grid, arguments![gate_up, act, width]) }
+    }
+
+    /// `chosen[row]` (i32) = the first index of the largest of `logits[row]`; -1 where one is NaN or infinite.
+    pub fn argmax(
+        &self,
+        logits: Span<'_>,
+        chosen: Span<'_>,
+        n_rows: usize,
+        vocab: usize,
+    ) -> Result<(), GpuError> {
+        let grid = Grid {
+            blocks: [n_rows, 1, 1],
+            threads: 1024,
+            shared_bytes: 0,
+        };
+        let (logits, chosen) = (logits.holding(n_rows * vocab, 4), chosen.holding(n_rows, 4));
+        let vocab = vocab as i32;
+        // SAFETY: parameter types as in rows.cu; sizes checked above.
+        unsafe { self.launch("argmax", &grid, arguments![logits, chosen, vocab]) }
+    }
+
+    /// Cosines and sines of `position · theta^(-i / half)` as pairs of f32, `[positions][half]`; angles in f64.
+    pub fn rope_table(
+        &self,
+        table: Span<'_>,
+        positions: usize,
+        half: usize,
+        theta: f64,
+    ) -> Result<(), GpuError> {
+        let grid = Grid {
+            blocks: [positions, 1, 1],
+            threads: half.next_multiple_of(32).min(256),
+            shared_bytes: 0,
+        };
+        let (table, half) = (table.holding(positions * half, 8), half as i32);
+        // SAFETY: parameter types as in rows.cu; sizes checked above.
+        unsafe { self.launch("rope_table", &grid, arguments![table, half, theta]) }
+    }
+
+    /// Fills with roughly normal numbers; number `n` depends on `seed` and `n` only.
+    pub fn random(
+        &self,
+        element: ElementType,
+        to: Span<'_>,
+        seed: u64,
+        mean: f32,
+        deviation: f32,
+    ) -> Result<(), GpuError> {
+        let grid = Grid {
+            blocks: [2048, 1, 1],
+            threads: 256,
+            shared_bytes: 0,
+        };
+        let (n, to) = (to.n_bytes() / element.size(), to.ptr());
+        let kernel = suffixed(element, "random_f32", "random_bf16");
+        // SAFETY: parameter types as in rows.cu; `n` values lie in the span.
+        unsafe { self.launch(kernel, &grid, arguments![to, n, seed, mean, deviation]) }
+    }
+
+    /// Reads all of `from` once; nothing comes of it. What the memory's read bandwidth is measured with.
+    pub fn read_all(&self, from: Span<'_>, sink: Span<'_>) -> Result<(), GpuError> {
+        let grid = Grid {
+            blocks: [132 * 8, 1, 1],
+            threads: 256,
+            shared_bytes: 0,
+        };
+        let (n, from, sink) = (from.n_bytes() / 16, from.ptr(), sink.holding(1, 4));
+        // SAFETY: parameter types as in rows.cu; `n` vectors lie in the span.
+        unsafe { self.launch("read_all", &grid, arguments![from, n, sink]) }
+    }
+}
