@@ -30,11 +30,12 @@ impl App {
     pub(crate) async fn new(config: Config, log_filter: Option<LogFilter>) -> Arc<Self> {
         let names = config.models.iter().map(|m| m.name.clone());
         let models = Arc::new(Models::new(names, &config.default_model));
+        let health = Health::new().await;
         Arc::new(Self {
             calls: Arc::default(),
-            health: Health::new().await,
             text: TextPool::new(&config.requests),
-            metrics: Metrics::new(&models),
+            metrics: Metrics::new(&models, health.subscribe()),
+            health,
             models,
             log_filter,
             started_at: SystemTime::now(),

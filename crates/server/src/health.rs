@@ -59,6 +59,11 @@ impl Health {
         HealthServer::new(HealthService::from_health_reporter(self.reporter.clone()))
     }
 
+    /// What is published, now and later.
+    pub(crate) fn subscribe(&self) -> watch::Receiver<State> {
+        self.state.subscribe()
+    }
+
     /// What was published last.
     pub(crate) fn state(&self) -> State {
         *self.state.borrow()

@@ -2,6 +2,7 @@
 
 pub(crate) mod engine_metrics;
 pub(crate) mod exposition;
+pub(crate) mod health_metrics;
 pub(crate) mod logging;
 pub(crate) mod metrics;
 pub(crate) mod names;

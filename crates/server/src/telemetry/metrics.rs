@@ -10,12 +10,15 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Metric, Registry};
+use tokio::sync::watch;
 
 use super::engine_metrics::EngineMetrics;
+use super::health_metrics::HealthMetrics;
 use super::rpc_metrics::RpcMetrics;
 use super::{exposition, names};
 use crate::build_info;
 use crate::error::{ApiError, Exhausted, Phase};
+use crate::health::State;
 use crate::models::Models;
 
 const FIRST_TOKEN_BUCKETS: [f64; 22] = [
@@ -163,8 +166,8 @@ impl ModelMetrics {
 type Histograms = Family<ModelLabel, Histogram, fn() -> Histogram>;
 
 impl Metrics {
-    /// Metrics of these models, all at zero.
-    pub(crate) fn new(models: &Arc<Models>) -> Self {
+    /// Metrics of these models, all at zero, and of the server's health.
+    pub(crate) fn new(models: &Arc<Models>, health: watch::Receiver<State>) -> Self {
         let mut registry = Registry::default();
         let r = &mut registry;
         let ended = register(r, names::SUCCESS, "Completions ended", Family::default());
@@ -242,6 +245,7 @@ impl Metrics {
         register(r, names::BUILD_INFO, "What this program is", build);
         let rpc = RpcMetrics::register(r);
         r.register_collector(Box::new(EngineMetrics::new(models.clone())));
+        r.register_collector(Box::new(HealthMetrics::new(health)));
 
         let of_model = |name: &str| {
             let label = ModelLabel {

@@ -51,6 +51,10 @@ pub(crate) const EMBED_REQUESTS: &str = "baichuan_embed_requests";
 pub(crate) const EMBED_INPUTS: &str = "baichuan_embed_inputs";
 /// Tokens of an embedded input.
 pub(crate) const EMBED_INPUT_TOKENS: &str = "baichuan_embed_input_tokens";
+/// Whether requests would be served, 1 or 0.
+pub(crate) const READY: &str = "baichuan_ready";
+/// Whether no engine has died, 1 or 0.
+pub(crate) const LIVE: &str = "baichuan_live";
 /// What a model is, in labels.
 pub(crate) const MODEL_INFO: &str = "baichuan_model_info";
 /// What this program is, in labels.
