@@ -5,7 +5,7 @@
 //! # A convolution over keys and values
 //!
 //! Before attention sees them, each key and value is mixed with the one before it. So every single layer can copy
-//! from context, which takes a plain transformer two. [`conv`](conv) has the formula and the reason; what it costs
+//! from context, which takes a plain transformer two. `conv` has the formula and the reason; what it costs
 //! here is one raw key/value row per layer and sequence that must be carried from step to step.
 //!
 //! # Hybrid attention
