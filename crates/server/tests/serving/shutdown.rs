@@ -9,11 +9,12 @@ use crate::support::{TestServer, generation, refusal};
 #[tokio::test]
 async fn draining_refuses_new_calls_and_finishes_running_ones() {
     let mut server = TestServer::start("engine.max_sequences = 4").await;
+    // No step runs until the end of the test, so that none of these can end before the server is asked to.
+    server.fake.steps.shut();
     let mut streams = Vec::new();
     for _ in 0..8 {
         streams.push(server.client.generate(generation("a", 50)).await.unwrap());
     }
-    server.fake.steps.shut();
     server.trigger.ask();
     while !server.client.server_info().await.unwrap().draining {}
     let refused = refusal(server.client.generate(generation("a", 1)).await);
