@@ -85,7 +85,7 @@ class Balancer:
 class Load:
     """Callers that run short streams one after another, over connections of their own."""
 
-    def __init__(self, address, callers=8, attempts=6, max_tokens=8):
+    def __init__(self, address, callers=8, attempts=6, max_tokens=4):
         self.max_tokens, self.attempts, self.callers = max_tokens, attempts, callers
         options = [("grpc.use_local_subchannel_pool", 1)]
         self.channels = [grpc.insecure_channel(address, options) for _ in range(2)]
@@ -138,7 +138,7 @@ class Load:
     def _call(self, number):
         stub = inference_pb2_grpc.InferenceServiceStub(self.channels[number % len(self.channels)])
         request = inference_pb2.GenerateRequest(
-            token_ids=inference_pb2.TokenIds(ids=[3 + number % 100, 4, 5]),
+            token_ids=inference_pb2.TokenIds(ids=[3 + number % 50, 4, 5]),
             sampling=sampling_pb2.SamplingParams(temperature=0),
             stopping=sampling_pb2.StoppingParams(max_tokens=self.max_tokens, ignore_eos=True),
         )

@@ -6,7 +6,7 @@ import unittest
 from pair import Balancer, Load, Observed, free_ports
 from places import DEPLOY, output_of
 
-CALLS = 240
+CALLS = 120
 
 
 def nginx(a, b):

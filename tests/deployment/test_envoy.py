@@ -2,6 +2,7 @@
 
 import json
 import struct
+import tempfile
 import unittest
 import urllib.error
 import urllib.request
@@ -35,6 +36,11 @@ def post(address, path, body, content_type, **headers):
 class Envoy(unittest.TestCase):
     def test_the_configuration_is_valid(self):
         output_of("envoy", "--mode", "validate", "--config-path", CONFIG, cwd=ROOT)
+
+    def test_the_descriptors_are_those_of_the_protocol(self):
+        with tempfile.NamedTemporaryFile() as file:
+            output_of(CONFIG.with_name("make-descriptors.sh"), file.name)
+            self.assertEqual(file.read(), CONFIG.with_name("descriptors.bin").read_bytes())
 
     def test_calls_are_spread_and_a_killed_server_fails_none(self):
         with Observed() as a, Observed() as b:

@@ -71,19 +71,21 @@ class Images(unittest.TestCase):
             root = pathlib.Path(folder)
             root.chmod(0o755)
             self.lay_out(root)
-            # A mount and network namespace of its own, the tree read-only, user 65532, no shell: the image's `cpu` target.
+            # A mount namespace of its own, the tree read-only, user 65532, no shell: the image's `cpu` target.
             script = (
-                f"mount --bind {root} {root} && mount -o remount,ro,bind {root} && ip link set lo up 2>/dev/null; "
+                f"mount --bind {root} {root} && mount -o remount,ro,bind {root} && mount -t proc proc {root}/proc; "
                 f"exec chroot --userspec=65532:65532 {root} /usr/local/bin/baichuan-server"
             )
             env = {"BAICHUAN_LISTEN__GRPC": "127.0.0.1:50061", "BAICHUAN_LISTEN__ADMIN": "off", "PATH": os.environ["PATH"]}
             server = subprocess.Popen(["unshare", "--mount", "sh", "-c", f"{script} serve"], env=env, stderr=subprocess.PIPE, text=True)
             try:
+                said = []
                 for line in server.stderr:
+                    said.append(line)
                     if "readiness changed" in line and "ready=true" in re.sub(r"\x1b\[[0-9;]*m", "", line):
                         break
                 else:
-                    self.fail(f"it ended with {server.wait()} before it was ready")
+                    self.fail(f"it ended with {server.wait()} before it was ready:\n{''.join(said)}")
                 output_of("unshare", "--mount", "sh", "-c", f"{script} health --server 127.0.0.1:50061", env=env)
                 status = pathlib.Path(f"/proc/{server.pid}/status").read_text()
                 self.assertRegex(status, r"Uid:\s+65532\s+65532\s+65532\s+65532")
