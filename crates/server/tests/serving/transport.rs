@@ -251,7 +251,7 @@ async fn a_grpc_timeout_is_the_servers_to_keep() {
 
 #[tokio::test]
 async fn an_aged_connection_is_asked_to_go_and_its_calls_finish() {
-    let toml = "grpc.max_connection_age = '100ms'\ngrpc.max_connection_age_grace = '30s'";
+    let toml = "grpc.max_connection_age = '2s'\ngrpc.max_connection_age_grace = '30s'";
     let server = TestServer::start(toml).await;
     server.fake.steps.shut();
     let running = server.client.generate(generation("x", 20)).await.unwrap();
