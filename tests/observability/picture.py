@@ -16,14 +16,18 @@ from watched import Watched, dashboards, filled  # noqa: E402
 
 INK, PAPER, PANEL = "#ccccdc", "#111217", "#181b1f"
 COLOURS = ["#73bf69", "#f2cc0c", "#5794f2", "#ff9830", "#f2495c", "#b877d9", "#8ab8ff", "#fade2a", "#96d98d", "#ffb357"]
-WAVES = [(20, 4), (30, 10), (25, 26), (25, 12), (20, 3)]
+WAVES = [(15, 4), (20, 10), (20, 26), (15, 8)]
+# Names that fit below a graph; the largest series come first.
+LEGEND = 6
 
 
 def human(value, unit):
+    if value == 0:
+        return "0"
     if unit == "s":
         return f"{value:.1f} s" if value >= 1 else f"{value * 1000:.0f} ms" if value >= 0.01 else f"{value * 1000:.1f} ms"
     if unit == "percentunit":
-        return f"{value * 100:.0f} %" if value == 0 or value >= 0.01 else f"{value * 100:.2f} %"
+        return f"{value * 100:.0f} %" if value >= 0.01 else f"{value * 100:.2f} %"
     if unit == "reqps":
         return f"{value:.1f}/s" if value < 100 else f"{value:.0f}/s"
     return f"{value / 1000:.1f} k" if value >= 10_000 else f"{value:.0f}" if value >= 10 or value == int(value) else f"{value:.1f}"
@@ -50,7 +54,7 @@ def draw(prometheus, seconds, file):
         frame.set(facecolor=PANEL, xticks=[], yticks=[])
         for spine in frame.spines.values():
             spine.set_color("#2a2d33")
-        frame.set_title(panel["title"], color=INK, fontsize=9, loc="left", pad=-13, x=0.02)
+        frame.text(0.02, 0.97, panel["title"], color=INK, fontsize=9, va="top", transform=frame.transAxes)
         series = []
         for target in panel["targets"]:
             for labels, points in prometheus.range(filled(target["expr"]), seconds):
@@ -100,8 +104,9 @@ def draw_graph(axes, panel, series):
     for spine in axes.spines.values():
         spine.set_visible(False)
     if series:
+        handles, names = axes.get_legend_handles_labels()
         axes.legend(
-            loc="upper center", bbox_to_anchor=(0.47, -0.13), ncols=3, fontsize=6.5, frameon=False, labelcolor=INK,
+            handles[:LEGEND], names[:LEGEND], loc="upper center", bbox_to_anchor=(0.47, -0.13), ncols=3, fontsize=6.5, frameon=False, labelcolor=INK,
             handlelength=1.0, columnspacing=1.0, handletextpad=0.4, borderaxespad=0,
         )
 

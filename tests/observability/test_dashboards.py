@@ -49,7 +49,7 @@ class UnderLoad(unittest.TestCase):
                         empty = [t["expr"] for t, found in zip(panel["targets"], series) if not found]
                         self.assertEqual(empty, [])
                         checked += 1
-        self.assertGreaterEqual(checked, 30)
+        self.assertGreaterEqual(checked, 29)
         print(f"\n{checked} panels have data; {len(LATER)} wait for features: {sorted(set(LATER.values()))}")
 
     def test_lists_to_choose_from_have_entries(self):
