@@ -239,6 +239,15 @@ async fn end(
         () = orderly => Ok(End::Orderly),
         () = shutdown.insisted() => {
             tracing::warn!(running = app.calls.n_running(), "told to end at once");
+            app.calls.drain();
+            app.calls.end();
+            // What runs is told so, as far as it listens.
+            let told = async {
+                app.calls.idle().await;
+                stop.gently.cancel();
+                while tasks.join_next().await.is_some() {}
+            };
+            let _ = tokio::time::timeout(CLOSE_GRACE, told).await;
             Ok(End::Insisted)
         }
         () = tokio::time::sleep(times.hard_timeout) => Err(ServeError::HardTimeout {
