@@ -63,3 +63,20 @@ async fn what_has_not_finished_in_time_is_ended_as_unavailable() {
     gate.open();
     server.ended().await;
 }
+
+#[tokio::test]
+async fn asked_twice_it_does_not_wait() {
+    let gate = Gate::new();
+    let setup = Setup::fake(Fake::gated(&gate)).with("shutdown.drain_timeout", "1h");
+    let server = TestServer::start(setup).await;
+    let client = server.connect().await;
+    gate.close();
+    let running = client.generate(text("x", 4000)).await.unwrap();
+    server.ask_to_end();
+    within("the change", not_ready(&client)).await;
+    server.ask_to_end();
+    let refused = refusal(within("the end", running.collect()).await);
+    assert_eq!(refused.code, Code::Unavailable);
+    gate.open();
+    server.ended().await;
+}

@@ -26,6 +26,7 @@ mod seeds;
 mod server_info;
 mod several_completions;
 mod several_models;
+mod sigterm;
 mod slow_client;
 mod soak;
 mod stop_strings;

@@ -1,11 +1,10 @@
-"""Starts the real server on a free port, and counts which RPCs a test called."""
+"""Starts the real server on a free port and waits until it is ready."""
 
+import json
 import os
-import pathlib
 import signal
-import socket
 import subprocess
-import tempfile
+import threading
 import time
 
 import grpc
@@ -22,19 +21,21 @@ class Server:
     """The binary with the checkpoint named by the environment; a context manager."""
 
     def __init__(self, *settings):
-        self.port = _free_port()
-        self.address = f"127.0.0.1:{self.port}"
-        self.log = tempfile.NamedTemporaryFile("w+", suffix=".log")
         command = [
             os.environ["BAICHUAN_SERVER_BINARY"], "serve",
             "--model", os.environ["BAICHUAN_CHECKPOINT"], "--model-name", "m1",
-            "--listen", self.address, "--set", "listen.admin=off", "--set", "engine.cache.context_tokens=8192",
+            "--listen", "127.0.0.1:0", "--admin-listen", "off", "--log-format", "json",
+            "--set", "engine.cache.context_tokens=16384",
         ]
         for setting in settings:
             command += ["--set", setting]
         env = {k: v for k, v in os.environ.items() if not k.startswith("BAICHUAN_")}
-        self.process = subprocess.Popen(command, stdout=self.log, stderr=subprocess.STDOUT, env=env)
-        self.channel = grpc.insecure_channel(self.address)
+        self.log = []
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=env)
+        self.channel = grpc.insecure_channel(self._address())
+        # A pipe that nobody reads would stop the server once it is full.
+        self.reader = threading.Thread(target=lambda: self.log.extend(self.process.stderr), daemon=True)
+        self.reader.start()
         self.inference = inference_pb2_grpc.InferenceServiceStub(self.channel)
         self.models = model_pb2_grpc.ModelServiceStub(self.channel)
         self.control = control_pb2_grpc.ControlServiceStub(self.channel)
@@ -45,8 +46,7 @@ class Server:
         try:
             self._wait_until_ready()
         except BaseException:
-            self.process.kill()
-            self.process.wait()
+            self.__exit__()
             raise
         return self
 
@@ -54,8 +54,9 @@ class Server:
         self.channel.close()
         if self.process.poll() is None:
             self.process.kill()
-            self.process.wait()
-        self.log.close()
+        self.process.wait()
+        self.reader.join()
+        self.process.stderr.close()
 
     def terminate(self):
         """SIGTERM."""
@@ -69,7 +70,7 @@ class Server:
         deadline = time.monotonic() + STARTUP_SECONDS
         while time.monotonic() < deadline:
             if self.process.poll() is not None:
-                raise RuntimeError(f"the server exited with {self.process.returncode}:\n{self._said()}")
+                raise RuntimeError(f"the server exited with {self.process.returncode}:\n{''.join(self.log)}")
             try:
                 request = health_pb2.HealthCheckRequest(service=READINESS)
                 remaining = deadline - time.monotonic()
@@ -79,13 +80,13 @@ class Server:
             except grpc.RpcError as error:
                 if error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
                     raise
-        raise RuntimeError(f"the server was not ready after {STARTUP_SECONDS} s:\n{self._said()}")
+        raise RuntimeError(f"the server was not ready after {STARTUP_SECONDS} s:\n{''.join(self.log)}")
 
-    def _said(self):
-        return pathlib.Path(self.log.name).read_text()
-
-
-def _free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    def _address(self):
+        """Where it listens, from its log."""
+        for line in self.process.stderr:
+            self.log.append(line)
+            if "gRPC listens" in line:
+                return json.loads(line)["address"]
+        self.process.stderr.close()
+        raise RuntimeError(f"the server ended before it listened:\n{''.join(self.log)}")
