@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use baichuan_engine::model::ModelSpec;
 use baichuan_engine::{CachePlan, Dtype, EngineConfig, LoadError, LoadProgress};
-use baichuan_kernels::{ElementType, Matrix, Threads};
+use baichuan_kernels::{ElementType, GgmlFormat, Matrix, Threads};
 use candle_core::{Device, Tensor};
 use mistralrs_quant::QuantMethod;
 use sysinfo::{MemoryRefreshKind, RefreshKind, System};
@@ -27,6 +27,8 @@ pub struct LoadOptions<'a> {
     pub dtype: Option<Dtype>,
     /// Type of cached keys and values; absent: f32.
     pub cache_dtype: Option<Dtype>,
+    /// Format to quantise projections and head to; absent: they stay as they are.
+    pub isq: Option<GgmlFormat>,
     /// Where to compute.
     pub threads: Threads,
     /// Sizes the caches.
@@ -45,6 +47,8 @@ pub struct Loaded {
     pub parameters: u64,
     /// Type of the projections in memory.
     pub dtype: Dtype,
+    /// What projections and head were quantised to, if they were.
+    pub quantization: Option<GgmlFormat>,
     /// Digest of all tensors as they are on disk, however they are spread over files.
     pub digest: blake3::Hash,
 }
@@ -74,6 +78,7 @@ pub fn load(dir: &Path, options: &LoadOptions<'_>) -> Result<Loaded, LoadError> 
         Ok(Loaded {
             parameters: specs.iter().map(|spec| spec.n_elements() as u64).sum(),
             dtype: options.dtype.unwrap_or(on_disk),
+            quantization: options.isq,
             digest: reader.digest.finalize(),
             model: BaichuanM1 {
                 threads: options.threads.clone(),
@@ -183,10 +188,13 @@ impl Reader<'_> {
     fn linear(&self, values: Values, spec: &TensorSpec) -> Arc<dyn QuantMethod> {
         let threads = &self.options.threads;
         let (rows, cols) = (spec.shape[0], spec.shape[1]);
-        let weight = match &values {
-            Values::F32(values) => Matrix::from_f32(threads, rows, cols, values),
-            Values::F16(values) => Matrix::from_f16(threads, rows, cols, values),
-            Values::Bf16(values) => Matrix::from_bf16(threads, rows, cols, values),
+        let weight = match (self.options.isq, &values) {
+            (Some(format), values) => Matrix::quantize(threads, format, rows, cols, |row, out| {
+                values.widen(row * cols..(row + 1) * cols, out);
+            }),
+            (None, Values::F32(values)) => Matrix::from_f32(threads, rows, cols, values),
+            (None, Values::F16(values)) => Matrix::from_f16(threads, rows, cols, values),
+            (None, Values::Bf16(values)) => Matrix::from_bf16(threads, rows, cols, values),
         };
         Arc::new(HostLinear::new(weight, threads.clone()))
     }

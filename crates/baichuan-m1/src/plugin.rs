@@ -4,8 +4,10 @@ use std::sync::Arc;
 
 use baichuan_engine::request::{Pooling, SamplingOptions};
 use baichuan_engine::text::{ChatTemplate, CheckpointText, TextError};
-use baichuan_engine::{Backend, BackendInfo, Checkpoint, EngineHandle, LoadError, LoadRequest, ModelPlugin};
-use baichuan_kernels::Threads;
+use baichuan_engine::{
+    Backend, BackendInfo, Checkpoint, EngineHandle, IsqType, LoadError, LoadRequest, ModelPlugin,
+};
+use baichuan_kernels::{GgmlFormat, Threads};
 
 use crate::config::ARCHITECTURE;
 use crate::load::{LoadOptions, Loaded, load};
@@ -65,11 +67,13 @@ impl ModelPlugin for BaichuanM1Plugin {
             key: "threads",
             message: error.to_string(),
         })?;
+        let isq = request.isq.map(format_of).transpose()?;
         let loaded = load(
             request.checkpoint.dir(),
             &LoadOptions {
                 dtype: request.dtype,
                 cache_dtype: request.cache_dtype,
+                isq,
                 threads,
                 engine: request.engine,
                 progress: request.progress,
@@ -77,6 +81,32 @@ impl ModelPlugin for BaichuanM1Plugin {
         )?;
         let info = self.info(request, text, &loaded);
         Ok(Arc::new(EngineHandle::start(loaded.model, info, request.engine)?))
+    }
+}
+
+/// The format that a name of mistral.rs stands for.
+fn format_of(isq: IsqType) -> Result<GgmlFormat, LoadError> {
+    match isq {
+        IsqType::Q8_0 | IsqType::Bits8 => Ok(GgmlFormat::Q8_0),
+        IsqType::Q4_0 => Ok(GgmlFormat::Q4_0),
+        IsqType::Q4K | IsqType::Bits4 => Ok(GgmlFormat::Q4K),
+        IsqType::Q6K | IsqType::Bits6 => Ok(GgmlFormat::Q6K),
+        _ => Err(LoadError::Unsupported {
+            key: "isq",
+            message: format!(
+                "{isq} has no kernels on a CPU here, choose one of Q8_0, Q6K, Q4K, Q4_0, 8, 6, 4"
+            ),
+        }),
+    }
+}
+
+/// How mistral.rs spells a format.
+fn name_of(format: GgmlFormat) -> &'static str {
+    match format {
+        GgmlFormat::Q8_0 => IsqType::Q8_0.name(),
+        GgmlFormat::Q4_0 => IsqType::Q4_0.name(),
+        GgmlFormat::Q4K => IsqType::Q4K.name(),
+        GgmlFormat::Q6K => IsqType::Q6K.name(),
     }
 }
 
@@ -90,13 +120,14 @@ impl BaichuanM1Plugin {
         let config = &loaded.config;
         let digest = &loaded.digest.to_hex()[..12];
         let dtype = loaded.dtype.name();
+        let numbers = loaded.quantization.map_or(dtype, name_of);
         BackendInfo {
             name: request.name.to_owned(),
             plugin: self.name(),
             architecture: ARCHITECTURE.to_owned(),
             parameters: loaded.parameters,
             dtype: dtype.to_owned(),
-            quantization: "none".to_owned(),
+            quantization: loaded.quantization.map_or("none", name_of).to_owned(),
             device: "cpu".to_owned(),
             vocab_size: config.vocab_size,
             hidden_size: config.hidden_size,
@@ -121,7 +152,7 @@ impl BaichuanM1Plugin {
             pad_token_id: generation.pad_token_id,
             tokenizer,
             chat_template,
-            fingerprint: format!("{digest}-{dtype}-{}", env!("CARGO_PKG_VERSION")),
+            fingerprint: format!("{digest}-{numbers}-{}", env!("CARGO_PKG_VERSION")),
         }
     }
 }

@@ -8,6 +8,7 @@ use serde_json::Value;
 use crate::backend::Backend;
 use crate::config::EngineConfig;
 use crate::error::LoadError;
+use crate::isq::IsqType;
 
 /// Recognises a checkpoint and makes a backend of it.
 pub trait ModelPlugin: Send + Sync {
@@ -112,6 +113,9 @@ pub struct LoadRequest<'a> {
     pub dtype: Option<Dtype>,
     /// Element type of cached keys and values; absent: what suits the device.
     pub cache_dtype: Option<Dtype>,
+    /// What to quantise weights to as they are loaded; absent: nothing. Types that a plugin or device has no kernels for
+    /// are an error.
+    pub isq: Option<IsqType>,
     /// Compute threads; absent: one per physical core.
     pub threads: Option<usize>,
     /// For the engine that will drive the model.

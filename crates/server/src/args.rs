@@ -47,6 +47,9 @@ pub(crate) struct Settings {
     /// Element type of the weights in memory; else as in the checkpoint.
     #[arg(long, value_parser = ["f32", "f16", "bf16"])]
     dtype: Option<String>,
+    /// Type to quantise the weights to as they are loaded, e.g. Q8_0, Q4_0, Q4K, Q6K; else they stay as they are.
+    #[arg(long, value_name = "TYPE")]
+    isq: Option<String>,
     /// How a log line looks.
     #[arg(long, value_name = "FORMAT")]
     log_format: Option<LogFormat>,
@@ -86,6 +89,7 @@ impl Settings {
             ("--listen", "listen.grpc", self.listen.clone()),
             ("--admin-listen", "listen.admin", self.admin_listen.clone()),
             ("--dtype", "model.dtype", self.dtype.clone()),
+            ("--isq", "model.isq", self.isq.clone()),
             ("--log-format", "log.format", self.log_format.and_then(format)),
         ];
         let own = flags.into_iter().filter_map(|(name, key, value)| {
@@ -128,6 +132,8 @@ mod tests {
             "json",
             "--model",
             "7",
+            "--isq",
+            "4",
         ]);
         let flags = settings.inputs().flags;
         let flags: Vec<(&str, &str, &str)> = flags
@@ -139,6 +145,7 @@ mod tests {
             [
                 ("--model", "model.path", "\"7\""),
                 ("--listen", "listen.grpc", "\"h:1\""),
+                ("--isq", "model.isq", "\"4\""),
                 ("--log-format", "log.format", "\"json\""),
                 ("--set listen.grpc", "listen.grpc", "h:2"),
             ]

@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use baichuan_engine::{Dtype, EngineConfig};
+use baichuan_engine::{Dtype, EngineConfig, IsqType};
 
 mod check;
 mod effective;
@@ -66,6 +66,8 @@ pub struct ModelConfig {
     pub dtype: Option<Dtype>,
     /// Element type of cached keys and values; absent: what suits the device.
     pub cache_dtype: Option<Dtype>,
+    /// What weights are quantised to as they are loaded; absent: nothing.
+    pub isq: Option<IsqType>,
     /// Compute threads; absent: one per physical core.
     pub threads: Option<usize>,
     /// Scheduling and memory.

@@ -62,6 +62,20 @@ pub enum Values {
     Bf16(Vec<bf16>),
 }
 
+impl Values {
+    /// Writes the values at these places as f32.
+    pub fn widen(&self, places: std::ops::Range<usize>, out: &mut [f32]) {
+        fn widen<T: Element>(values: &[T], out: &mut [f32]) {
+            out.iter_mut().zip(values).for_each(|(out, x)| *out = x.to_f32());
+        }
+        match self {
+            Values::F32(values) => widen(&values[places], out),
+            Values::F16(values) => widen(&values[places], out),
+            Values::Bf16(values) => widen(&values[places], out),
+        }
+    }
+}
+
 /// A tensor of a checkpoint, not read yet.
 #[derive(Clone, Copy)]
 pub struct Stored<'a>(StoredTensor<'a>);

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use baichuan_engine::model::{CacheCopy, Freed, StepBatch, StepEntry, Wants};
 use baichuan_engine::{BlockId, CacheBudget, CacheConfig, CachePlan, CausalLm, Dtype, EngineConfig, SlotId};
-use baichuan_kernels::Threads;
+use baichuan_kernels::{GgmlFormat, Threads};
 use baichuan_m1::{BaichuanM1, LoadOptions, load};
 
 /// A model and its free memory.
@@ -30,6 +30,7 @@ pub(crate) struct Sequence {
 pub(crate) struct Setup {
     pub(crate) dtype: Option<Dtype>,
     pub(crate) cache_dtype: Option<Dtype>,
+    pub(crate) isq: Option<GgmlFormat>,
     pub(crate) n_threads: usize,
     pub(crate) block_tokens: usize,
 }
@@ -39,6 +40,7 @@ impl Default for Setup {
         Self {
             dtype: Some(Dtype::F32),
             cache_dtype: None,
+            isq: None,
             n_threads: 2,
             block_tokens: 4,
         }
@@ -63,6 +65,7 @@ impl Driver {
         let options = LoadOptions {
             dtype: setup.dtype,
             cache_dtype: setup.cache_dtype,
+            isq: setup.isq,
             threads: Threads::new(setup.n_threads).unwrap(),
             engine: &engine,
             progress: &|_| {},

@@ -31,6 +31,7 @@ fn load_with(
         checkpoint: &checkpoint,
         dtype: Some(Dtype::F32),
         cache_dtype: None,
+        isq: None,
         threads: Some(1),
         engine,
         progress,

@@ -77,6 +77,7 @@ fn raw_model(model: &ModelConfig) -> RawModel {
         plugin: model.plugin.clone(),
         dtype: model.dtype,
         cache_dtype: model.cache_dtype,
+        isq: model.isq,
         threads: model.threads,
         engine: raw_engine(&model.engine),
     }

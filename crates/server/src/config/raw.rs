@@ -5,7 +5,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use baichuan_engine::Dtype;
+use baichuan_engine::{Dtype, IsqType};
 use serde::{Deserialize, Serialize};
 
 use super::units::{Human, Limit};
@@ -56,6 +56,7 @@ pub(crate) struct RawModel {
     pub(crate) plugin: Option<String>,
     pub(crate) dtype: Option<Dtype>,
     pub(crate) cache_dtype: Option<Dtype>,
+    pub(crate) isq: Option<IsqType>,
     pub(crate) threads: Option<usize>,
     /// Overrides of the common `engine` settings.
     pub(crate) engine: RawEngine,
@@ -75,6 +76,7 @@ impl RawModel {
             plugin: over.plugin.or(self.plugin),
             dtype: over.dtype.or(self.dtype),
             cache_dtype: over.cache_dtype.or(self.cache_dtype),
+            isq: over.isq.or(self.isq),
             threads: over.threads.or(self.threads),
             engine: self.engine.overridden_by(&over.engine),
         }

@@ -192,6 +192,7 @@ fn a_bad_key_or_value_is_an_error_that_names_key_value_and_file() {
         ("engine.max_sequences = 513", "engine.max_sequences", "513"),
         ("engine.max_step_tokens = 63", "engine.max_step_tokens", "63"),
         ("model.dtype = 'int3'", "model.dtype", "int3"),
+        ("model.isq = 'Q3_7'", "model.isq", "Q8_0, Q8_1"),
         ("model.threads = 0", "model.threads", "got 0"),
         ("model.name = 'a b'", "model.name", "a b"),
         ("default_model = 'else'", "default_model", "else"),

@@ -83,6 +83,7 @@ fn load_one(
         checkpoint: &checkpoint,
         dtype: config.dtype,
         cache_dtype: config.cache_dtype,
+        isq: config.isq,
         threads: config.threads,
         engine: &config.engine,
         progress: &|progress| observer.progress(&config.name, progress),

@@ -24,6 +24,7 @@ pub(super) fn models(
             "dtype",
             "plugin",
             "cache_dtype",
+            "isq",
             "threads",
             "engine",
         ];
@@ -101,6 +102,7 @@ fn one_model(
         plugin: raw.plugin,
         dtype: raw.dtype,
         cache_dtype: raw.cache_dtype,
+        isq: raw.isq,
         threads: raw.threads,
         engine,
     })
