@@ -30,6 +30,7 @@ use baichuan_kernels::cuda::{Device, GpuError, Graph, StepBuffer, StepTables};
 
 use crate::config::BaichuanConfig;
 
+pub(crate) use load::load;
 pub use load::{CudaOptions, Source};
 use memory::{Activations, Caches};
 use output::Head;

@@ -55,6 +55,7 @@ pub mod layout;
 mod linear;
 mod load;
 mod model;
+mod place;
 mod plugin;
 pub mod random;
 mod rope;

@@ -38,9 +38,9 @@ pub struct LoadOptions<'a> {
 }
 
 /// A model and what is to be told of it.
-pub struct Loaded {
+pub struct Loaded<M = BaichuanM1> {
     /// The model.
-    pub model: BaichuanM1,
+    pub model: M,
     /// What config.json says.
     pub config: BaichuanConfig,
     /// Number of weights.
@@ -51,6 +51,8 @@ pub struct Loaded {
     pub quantization: Option<GgmlFormat>,
     /// Digest of all tensors as they are on disk, however they are spread over files.
     pub digest: blake3::Hash,
+    /// Where it runs, e.g. `cpu`.
+    pub device: String,
 }
 
 /// Loads the checkpoint in the folder `dir`.
@@ -80,6 +82,7 @@ pub fn load(dir: &Path, options: &LoadOptions<'_>) -> Result<Loaded, LoadError> 
             dtype: options.dtype.unwrap_or(on_disk),
             quantization: options.isq,
             digest: reader.digest.finalize(),
+            device: "cpu".into(),
             model: BaichuanM1 {
                 threads: options.threads.clone(),
                 embedding: tensor(parts.embedding, config.hidden_size).map_err(compute_error)?,

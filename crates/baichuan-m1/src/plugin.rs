@@ -5,12 +5,13 @@ use std::sync::Arc;
 use baichuan_engine::request::{Pooling, SamplingOptions};
 use baichuan_engine::text::{ChatTemplate, CheckpointText, TextError};
 use baichuan_engine::{
-    Backend, BackendInfo, Checkpoint, EngineHandle, IsqType, LoadError, LoadRequest, ModelPlugin,
+    Backend, BackendInfo, Checkpoint, DeviceMap, EngineHandle, IsqType, LoadError, LoadRequest, ModelPlugin,
 };
 use baichuan_kernels::{GgmlFormat, Threads};
 
 use crate::config::ARCHITECTURE;
 use crate::load::{LoadOptions, Loaded, load};
+use crate::place::Place;
 
 /// What a chat looks like to checkpoints that do not say: the roles of the published model.
 const CHAT_TEMPLATE: &str = "{%- for message in messages -%}\
@@ -59,6 +60,20 @@ impl ModelPlugin for BaichuanM1Plugin {
     fn load(&self, request: &LoadRequest<'_>) -> Result<Arc<dyn Backend>, LoadError> {
         // Text first: what is wrong with it is found in moments, weights take minutes.
         let text = text(request.checkpoint)?;
+        let place = Place::of(request.placement.device)?;
+        if request.placement.map != DeviceMap::Single {
+            return Err(LoadError::Unsupported {
+                key: "device_map",
+                message: "Baichuan-M1 runs on one device yet, use single".into(),
+            });
+        }
+        #[cfg(feature = "cuda")]
+        if let Place::Gpu(ordinal) = place {
+            let loaded = crate::cuda::load(request, ordinal)?;
+            let info = self.info(request, text, &loaded);
+            return Ok(Arc::new(EngineHandle::start(loaded.model, info, request.engine)?));
+        }
+        debug_assert_eq!(place, Place::Host);
         let threads = match request.threads {
             Some(n_threads) => Threads::new(n_threads),
             None => Threads::physical(),
@@ -111,7 +126,7 @@ fn name_of(format: GgmlFormat) -> &'static str {
 }
 
 impl BaichuanM1Plugin {
-    fn info(&self, request: &LoadRequest<'_>, text: CheckpointText, loaded: &Loaded) -> BackendInfo {
+    fn info<M>(&self, request: &LoadRequest<'_>, text: CheckpointText, loaded: &Loaded<M>) -> BackendInfo {
         let CheckpointText {
             tokenizer,
             chat_template,
@@ -128,7 +143,7 @@ impl BaichuanM1Plugin {
             parameters: loaded.parameters,
             dtype: dtype.to_owned(),
             quantization: loaded.quantization.map_or("none", name_of).to_owned(),
-            device: "cpu".to_owned(),
+            device: loaded.device.clone(),
             vocab_size: config.vocab_size,
             hidden_size: config.hidden_size,
             max_context: config.max_positions,

@@ -9,6 +9,7 @@ use crate::backend::Backend;
 use crate::config::EngineConfig;
 use crate::error::LoadError;
 use crate::isq::IsqType;
+use crate::placement::Placement;
 
 /// Recognises a checkpoint and makes a backend of it.
 pub trait ModelPlugin: Send + Sync {
@@ -118,6 +119,8 @@ pub struct LoadRequest<'a> {
     pub isq: Option<IsqType>,
     /// Compute threads; absent: one per physical core.
     pub threads: Option<usize>,
+    /// Which devices.
+    pub placement: &'a Placement,
     /// For the engine that will drive the model.
     pub engine: &'a EngineConfig,
     /// Called as loading goes on, from any thread.

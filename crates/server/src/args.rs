@@ -50,6 +50,12 @@ pub(crate) struct Settings {
     /// Type to quantise the weights to as they are loaded, e.g. Q8_0, Q4_0, Q4K, Q6K; else they stay as they are.
     #[arg(long, value_name = "TYPE")]
     isq: Option<String>,
+    /// Where the model runs: auto, cpu, cuda, cuda:ORDINAL or metal; else auto.
+    #[arg(long, value_name = "DEVICE")]
+    device: Option<String>,
+    /// How layers are spread: auto, or layers per GPU like "0:20;1:20", the rest on the host; else all on one device.
+    #[arg(long, value_name = "MAP")]
+    device_map: Option<String>,
     /// How a log line looks.
     #[arg(long, value_name = "FORMAT")]
     log_format: Option<LogFormat>,
@@ -90,6 +96,8 @@ impl Settings {
             ("--admin-listen", "listen.admin", self.admin_listen.clone()),
             ("--dtype", "model.dtype", self.dtype.clone()),
             ("--isq", "model.isq", self.isq.clone()),
+            ("--device", "model.device", self.device.clone()),
+            ("--device-map", "model.device_map", self.device_map.clone()),
             ("--log-format", "log.format", self.log_format.and_then(format)),
         ];
         let own = flags.into_iter().filter_map(|(name, key, value)| {

@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use baichuan_engine::{Dtype, EngineConfig, IsqType};
+use baichuan_engine::{Dtype, EngineConfig, IsqType, Placement};
 
 mod check;
 mod effective;
@@ -70,6 +70,8 @@ pub struct ModelConfig {
     pub isq: Option<IsqType>,
     /// Compute threads; absent: one per physical core.
     pub threads: Option<usize>,
+    /// Which devices.
+    pub placement: Placement,
     /// Scheduling and memory.
     pub engine: EngineConfig,
 }

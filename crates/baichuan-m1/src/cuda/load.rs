@@ -2,7 +2,7 @@
 //! memory is left.
 
 use baichuan_engine::model::ModelSpec;
-use baichuan_engine::{CachePlan, Dtype, EngineConfig, LoadError, LoadProgress};
+use baichuan_engine::{CachePlan, Dtype, EngineConfig, LoadError, LoadProgress, LoadRequest};
 use baichuan_kernels::ElementType;
 use baichuan_kernels::cuda::{Buffer, Device, GpuError, StepBuffer, StepTables};
 
@@ -11,7 +11,8 @@ use super::memory::{Activations, Caches};
 use super::weights::DeviceWeights;
 use crate::cache;
 use crate::config::{BaichuanConfig, Span};
-use crate::layout::{Role, TensorSpec};
+use crate::layout::{self, Role, TensorSpec};
+use crate::load::Loaded;
 use crate::weights::{Stored, Values, Weights, WeightsError};
 
 /// Memory left to the driver, to recorded graphs and to trials of matrix products.
@@ -50,6 +51,51 @@ pub(super) enum CudaLoadError {
     Weights(#[from] WeightsError),
 }
 
+/// Loads the checkpoint of a server's request onto GPU `ordinal`.
+pub(crate) fn load(request: &LoadRequest<'_>, ordinal: usize) -> Result<Loaded<CudaModel>, LoadError> {
+    let dir = request.checkpoint.dir();
+    let invalid = |message: String| LoadError::Invalid {
+        path: dir.to_owned(),
+        message,
+    };
+    let config = BaichuanConfig::from_dir(dir).map_err(|error| invalid(error.to_string()))?;
+    let weights = Weights::open(dir, &config).map_err(|error| invalid(error.to_string()))?;
+    let specs = layout::all(&config);
+    let pack = specs.iter().find(|spec| spec.role == Role::Pack);
+    let on_disk = pack.map_or(Dtype::F32, |spec| weights.get(spec).dtype());
+    let dtype = request.dtype.unwrap_or(on_disk);
+    if let Some(cache_dtype) = request.cache_dtype.filter(|cache| *cache != dtype) {
+        let (cache, weights) = (cache_dtype.name(), dtype.name());
+        return Err(LoadError::Unsupported {
+            key: "cache_dtype",
+            message: format!("{cache}: on GPUs keys and values are of the weights' type, {weights}"),
+        });
+    }
+    if let Some(isq) = request.isq {
+        return Err(LoadError::Unsupported {
+            key: "isq",
+            message: format!("{isq} has no kernels on GPUs here"),
+        });
+    }
+    let options = CudaOptions {
+        ordinal,
+        dtype,
+        engine: request.engine,
+        progress: request.progress,
+    };
+    let (model, digest) = CudaModel::read(&config, Source::Checkpoint(&weights), &options)?;
+    let name = model.device().name().map_err(load_error)?;
+    Ok(Loaded {
+        model,
+        parameters: specs.iter().map(|spec| spec.n_elements() as u64).sum(),
+        dtype,
+        quantization: None,
+        digest,
+        device: format!("cuda:{ordinal} ({name})"),
+        config,
+    })
+}
+
 impl CudaModel {
     /// Loads a model of the configuration. What a checkpoint lacks or has too much, [`Weights::open`] has found.
     pub fn load(
@@ -57,6 +103,15 @@ impl CudaModel {
         source: Source<'_>,
         options: &CudaOptions<'_>,
     ) -> Result<Self, LoadError> {
+        Self::read(config, source, options).map(|(model, _)| model)
+    }
+
+    /// The model, and the digest of what was read.
+    fn read(
+        config: &BaichuanConfig,
+        source: Source<'_>,
+        options: &CudaOptions<'_>,
+    ) -> Result<(Self, blake3::Hash), LoadError> {
         let element = match options.dtype {
             Dtype::F32 => ElementType::F32,
             Dtype::Bf16 => ElementType::Bf16,
@@ -74,6 +129,7 @@ impl CudaModel {
             source,
             element,
             progress: options.progress,
+            digest: blake3::Hasher::new(),
             done: 0,
             drawn: 0,
         };
@@ -95,7 +151,7 @@ impl CudaModel {
         let ints = 4 * activations.rows + plan.slots.next_multiple_of(32) * (6 + per_sequence);
         let step = StepBuffer::new(&device, ints).map_err(load_error)?;
         device.synchronize().map_err(load_error)?;
-        Ok(Self {
+        let model = Self {
             config: config.clone(),
             spec: ModelSpec {
                 vocab_size: config.vocab_size,
@@ -112,7 +168,8 @@ impl CudaModel {
             tables: StepTables::default(),
             graphs: Default::default(),
             device,
-        })
+        };
+        Ok((model, reader.digest.finalize()))
     }
 }
 
@@ -172,6 +229,7 @@ pub(super) struct Reader<'a> {
     source: Source<'a>,
     element: ElementType,
     progress: &'a (dyn Fn(LoadProgress) + Sync),
+    digest: blake3::Hasher,
     done: u64,
     drawn: u64,
 }
@@ -252,6 +310,9 @@ impl Reader<'_> {
         let Source::Checkpoint(weights) = self.source else {
             return;
         };
+        self.digest.update(stored.name().as_bytes());
+        self.digest.update(&[0, stored.dtype() as u8]);
+        self.digest.update_rayon(stored.bytes());
         self.done += stored.bytes().len() as u64;
         (self.progress)(LoadProgress {
             stage: "weights",

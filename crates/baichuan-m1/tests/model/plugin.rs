@@ -11,7 +11,7 @@ use baichuan_engine::request::{
 };
 use baichuan_engine::{
     Backend, CacheBudget, CacheConfig, Checkpoint, Dtype, EngineConfig, EventStream, LoadError, LoadProgress,
-    LoadRequest, Registry, RequestId,
+    LoadRequest, Placement, Registry, RequestId,
 };
 use baichuan_m1::random::{Preset, Recipe};
 
@@ -33,6 +33,7 @@ fn load_with(
         cache_dtype: None,
         isq: None,
         threads: Some(1),
+        placement: &Placement::default(),
         engine,
         progress,
     })

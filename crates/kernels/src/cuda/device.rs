@@ -39,6 +39,40 @@ pub(super) fn wait_for_all() -> Result<(), DriverError> {
     result::ctx::synchronize()
 }
 
+/// The context of GPU `ordinal`, if the kernels run on it.
+fn find(ordinal: usize) -> Result<Arc<CudaContext>, GpuError> {
+    // SAFETY: looks whether a library can be opened.
+    if !unsafe { sys::is_culib_present() } {
+        return Err(GpuError::NoLibrary {
+            library: "libcuda.so.1",
+            hint: "it comes with NVIDIA's driver",
+        });
+    }
+    // SAFETY: as above.
+    if !unsafe { cudarc::cublaslt::sys::is_culib_present() } {
+        return Err(GpuError::NoLibrary {
+            library: "libcublasLt.so.13",
+            hint: "it comes with CUDA; its folder must be in LD_LIBRARY_PATH or ld.so.conf",
+        });
+    }
+    let found = CudaContext::device_count().during("counting GPUs")?;
+    if ordinal >= found.max(0) as usize {
+        let found = found.max(0) as usize;
+        return Err(GpuError::NoDevice { ordinal, found });
+    }
+    let context = CudaContext::new(ordinal).during("opening the GPU")?;
+    let built = env!("BAICHUAN_CUDA_COMPUTE_CAP").to_owned();
+    let (major, minor) = context
+        .compute_capability()
+        .during("reading the compute capability")?;
+    let found = format!("{major}{minor}");
+    if built.trim_end_matches(char::is_alphabetic) != found {
+        let device = context.name().during("reading the GPU's name")?;
+        return Err(GpuError::WrongGeneration { built, found, device });
+    }
+    Ok(context)
+}
+
 /// A grid of blocks.
 pub(super) struct Grid {
     pub(super) blocks: [usize; 3],
@@ -50,35 +84,7 @@ pub(super) struct Grid {
 impl Device {
     /// Opens GPU `ordinal` and loads the kernels.
     pub fn open(ordinal: usize) -> Result<Self, GpuError> {
-        // SAFETY: looks whether a library can be opened.
-        if !unsafe { sys::is_culib_present() } {
-            return Err(GpuError::NoLibrary {
-                library: "libcuda.so.1",
-                hint: "it comes with NVIDIA's driver",
-            });
-        }
-        // SAFETY: as above.
-        if !unsafe { cudarc::cublaslt::sys::is_culib_present() } {
-            return Err(GpuError::NoLibrary {
-                library: "libcublasLt.so.13",
-                hint: "it comes with CUDA; its folder must be in LD_LIBRARY_PATH or ld.so.conf",
-            });
-        }
-        let found = CudaContext::device_count().during("counting GPUs")?;
-        if ordinal >= found.max(0) as usize {
-            let found = found.max(0) as usize;
-            return Err(GpuError::NoDevice { ordinal, found });
-        }
-        let context = CudaContext::new(ordinal).during("opening the GPU")?;
-        let built = env!("BAICHUAN_CUDA_COMPUTE_CAP").to_owned();
-        let (major, minor) = context
-            .compute_capability()
-            .during("reading the compute capability")?;
-        let found = format!("{major}{minor}");
-        if built.trim_end_matches(char::is_alphabetic) != found {
-            let device = context.name().during("reading the GPU's name")?;
-            return Err(GpuError::WrongGeneration { built, found, device });
-        }
+        let context = find(ordinal)?;
         let stream = context.new_stream().during("making a stream")?;
         let mut device = Self {
             context,
@@ -91,6 +97,11 @@ impl Device {
         let products = Products::new(&device)?;
         device.products = RefCell::new(Some(products));
         Ok(device)
+    }
+
+    /// Whether GPU `ordinal` is there and these kernels run on it.
+    pub fn probe(ordinal: usize) -> Result<(), GpuError> {
+        find(ordinal).map(drop)
     }
 
     fn load_kernels(&mut self) -> Result<(), GpuError> {

@@ -79,6 +79,8 @@ fn raw_model(model: &ModelConfig) -> RawModel {
         cache_dtype: model.cache_dtype,
         isq: model.isq,
         threads: model.threads,
+        device: Some(model.placement.device),
+        device_map: Some(model.placement.map.clone()),
         engine: raw_engine(&model.engine),
     }
 }

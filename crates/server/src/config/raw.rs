@@ -5,7 +5,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use baichuan_engine::{Dtype, IsqType};
+use baichuan_engine::{DeviceChoice, DeviceMap, Dtype, IsqType};
 use serde::{Deserialize, Serialize};
 
 use super::units::{Human, Limit};
@@ -58,6 +58,8 @@ pub(crate) struct RawModel {
     pub(crate) cache_dtype: Option<Dtype>,
     pub(crate) isq: Option<IsqType>,
     pub(crate) threads: Option<usize>,
+    pub(crate) device: Option<DeviceChoice>,
+    pub(crate) device_map: Option<DeviceMap>,
     /// Overrides of the common `engine` settings.
     pub(crate) engine: RawEngine,
 }
@@ -78,6 +80,8 @@ impl RawModel {
             cache_dtype: over.cache_dtype.or(self.cache_dtype),
             isq: over.isq.or(self.isq),
             threads: over.threads.or(self.threads),
+            device: over.device.or(self.device),
+            device_map: over.device_map.or(self.device_map),
             engine: self.engine.overridden_by(&over.engine),
         }
     }

@@ -194,6 +194,13 @@ fn a_bad_key_or_value_is_an_error_that_names_key_value_and_file() {
         ("model.dtype = 'int3'", "model.dtype", "int3"),
         ("model.isq = 'Q3_7'", "model.isq", "Q8_0, Q8_1"),
         ("model.threads = 0", "model.threads", "got 0"),
+        ("model.device = 'gpu'", "model.device", "gpu"),
+        ("model.device_map = '0:x'", "model.device_map", "0:x"),
+        (
+            "model.device = 'cpu'\nmodel.device_map = '0:2'",
+            "model.device_map",
+            "device is cpu",
+        ),
         ("model.name = 'a b'", "model.name", "a b"),
         ("default_model = 'else'", "default_model", "else"),
         ("listen.grpc = 'nowhere'", "listen.grpc", "nowhere"),

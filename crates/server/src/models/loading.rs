@@ -85,6 +85,7 @@ fn load_one(
         cache_dtype: config.cache_dtype,
         isq: config.isq,
         threads: config.threads,
+        placement: &config.placement,
         engine: &config.engine,
         progress: &|progress| observer.progress(&config.name, progress),
     })

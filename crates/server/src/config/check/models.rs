@@ -3,6 +3,8 @@
 use std::collections::HashSet;
 use std::path::PathBuf;
 
+use baichuan_engine::{DeviceChoice, DeviceMap, Placement};
+
 use super::Findings;
 use super::engine::engine;
 use crate::config::ModelConfig;
@@ -26,6 +28,8 @@ pub(super) fn models(
             "cache_dtype",
             "isq",
             "threads",
+            "device",
+            "device_map",
             "engine",
         ];
         let keys: Vec<String> = written.iter().map(|k| format!("model.{k}")).collect();
@@ -94,6 +98,7 @@ fn one_model(
     if let Some(threads) = raw.threads {
         findings.at_least_one(&format!("{key}.threads"), threads);
     }
+    let placement = placement(key, raw.device, raw.device_map, findings);
     let own = format!("{key}.engine");
     let engine = engine(&own, common.overridden_by(&raw.engine), findings);
     Some(ModelConfig {
@@ -104,6 +109,24 @@ fn one_model(
         cache_dtype: raw.cache_dtype,
         isq: raw.isq,
         threads: raw.threads,
+        placement,
         engine,
     })
+}
+
+fn placement(
+    key: &str,
+    device: Option<DeviceChoice>,
+    map: Option<DeviceMap>,
+    findings: &mut Findings,
+) -> Placement {
+    let (device, map) = (device.unwrap_or_default(), map.unwrap_or_default());
+    let keys = [format!("{key}.device_map"), "model.device_map".into()];
+    let mappable = matches!(device, DeviceChoice::Auto | DeviceChoice::Cuda(0));
+    findings.that(
+        mappable || map == DeviceMap::Single,
+        &[&keys[0], &keys[1]],
+        || format!("{map} spreads layers over GPUs, but device is {device}"),
+    );
+    Placement { device, map }
 }
