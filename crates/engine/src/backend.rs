@@ -149,6 +149,12 @@ impl EventSink {
         }
     }
 
+    /// Hands over an event that may be missed: where there is no room for it, it is forgotten.
+    pub fn offer(&self, event: Event) {
+        // Full or closed: whoever sends what counts will notice.
+        let _ = self.events.try_send(event);
+    }
+
     /// Ends the stream: its last event was sent.
     pub fn finish(mut self) {
         self.finished = true;

@@ -8,7 +8,7 @@ use crate::backend::EventSink;
 use crate::completion::{Completion, Vocabulary};
 use crate::config::EngineConfig;
 use crate::error::{RequestError, StepError};
-use crate::event::{Embedded, Event, Timings};
+use crate::event::{Embedded, Event, Prefilled, Timings};
 use crate::ids::SeqId;
 use crate::kv::SequenceCache;
 use crate::model::{CausalLm, Rows, StepBatch, StepEntry, Wants};
@@ -37,6 +37,8 @@ pub(crate) struct Job {
     pub(crate) request: Request,
     pub(crate) sink: EventSink,
     pub(crate) place: Place,
+    /// What its log lines are written in.
+    pub(crate) span: tracing::Span,
 }
 
 /// An engine's whole state but its thread.
@@ -149,7 +151,12 @@ impl<M: CausalLm> EngineCore<M> {
 
     /// Takes a request in; it waits until there is memory for it.
     pub(crate) fn submit(&mut self, job: Job) {
-        let Job { request, sink, place } = job;
+        let Job {
+            request,
+            sink,
+            place,
+            span,
+        } = job;
         let id = request.id().clone();
         let first = self.next_seq_id();
         let mut max_chunk = usize::MAX;
@@ -185,6 +192,7 @@ impl<M: CausalLm> EngineCore<M> {
             Group {
                 id,
                 sink,
+                span,
                 place: Some(place),
                 arrived,
                 admitted: None,
@@ -218,6 +226,7 @@ impl<M: CausalLm> EngineCore<M> {
                 self.scheduler.commit(&plan);
                 self.record_rates(&plan, now - began);
                 for (item, rows) in plan.items.iter().zip(outputs) {
+                    self.tell_prefilled(item, began, now);
                     self.take_output(item, rows, now);
                 }
             }
@@ -304,7 +313,9 @@ impl<M: CausalLm> EngineCore<M> {
             return;
         };
         if let Some(group) = self.end_group(group) {
-            tracing::warn!(id = %group.id, %error, "a request failed");
+            group
+                .span
+                .in_scope(|| tracing::warn!(request_id = %group.id, %error, "a request failed"));
             group.sink.fail(error.clone());
         }
     }
@@ -367,6 +378,26 @@ impl<M: CausalLm> EngineCore<M> {
         }
         if prefilled > 0 {
             self.prefill_rate.record(prefilled, elapsed);
+        }
+    }
+
+    /// Tells a client of a computed part of its prompt.
+    fn tell_prefilled(&self, item: &PlanItem, began: Instant, ended: Instant) {
+        let Some(sequence) = self.sequences.get(&item.id) else {
+            return;
+        };
+        let is_decode = match &sequence.work {
+            Work::Generate { request, .. } => item.n_tokens == 1 && item.start >= request.prompt.len(),
+            Work::Embed(_) => false,
+        };
+        if let (false, Some(group)) = (is_decode, self.groups.get(&sequence.group)) {
+            group.sink.offer(Event::Prefilled(Prefilled {
+                began,
+                ended,
+                start: item.start,
+                tokens: item.n_tokens,
+                is_last: item.completes,
+            }));
         }
     }
 

@@ -8,12 +8,15 @@ use crate::ids::TokenId;
 /// One piece of news of a request.
 ///
 /// A generation yields [`Event::Prompt`] once, then deltas and one [`Event::Finished`] per completion; an embedding
-/// yields [`Event::Embedded`] once. [`Event::Failed`] may come at any time. The stream ends after the last
+/// yields [`Event::Embedded`] once. [`Event::Prefilled`] may come between them, and [`Event::Failed`] at any time. The stream ends after the last
 /// completion's end, the embedding, or the failure: the one terminal event.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
     /// The request was admitted.
     Prompt(PromptInfo),
+    /// A step computed a part of the prompt. Left out where the reader has no room for it, and by backends that do
+    /// not see steps: good for showing, not for counting.
+    Prefilled(Prefilled),
     /// A piece of a completion.
     Delta(Delta),
     /// The end of a completion.
@@ -35,6 +38,21 @@ pub struct PromptInfo {
     pub queue: Duration,
     /// Of the prompt's tokens but the first, when asked for.
     pub prompt_logprobs: Vec<TokenLogprobs>,
+}
+
+/// A part of a prompt, or of what is computed again after a pause, that one step computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Prefilled {
+    /// When the step began.
+    pub began: Instant,
+    /// When it ended.
+    pub ended: Instant,
+    /// Position of its first token.
+    pub start: usize,
+    /// Its length in tokens.
+    pub tokens: usize,
+    /// Whether it was the last part: the first token was chosen at its end.
+    pub is_last: bool,
 }
 
 /// A piece of a completion.

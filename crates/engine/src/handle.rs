@@ -112,7 +112,12 @@ impl Backend for EngineHandle {
         let prefill_rate = inner.stats.borrow().prefill_rate;
         let place = inner.queue.enter(request.tokens().len(), prefill_rate)?;
         let (sink, stream) = EventSink::channel(inner.event_buffer);
-        self.send(Command::Submit(Box::new(Job { request, sink, place })))?;
+        self.send(Command::Submit(Box::new(Job {
+            request,
+            sink,
+            place,
+            span: tracing::Span::current(),
+        })))?;
         Ok(stream)
     }
 

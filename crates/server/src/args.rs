@@ -20,6 +20,8 @@ pub(crate) enum Command {
     Serve(Settings),
     /// Print the configuration in force as a configuration file; fail if anything in it is wrong.
     CheckConfig(Settings),
+    /// Print what every key of the configuration means, as docs/CONFIG.md has it.
+    ConfigReference,
     /// Start a server on the default model and use it as a client would: chat, embed, tokenise.
     Demo(Settings),
     /// Ask a running server for its health; succeed if it serves.

@@ -15,6 +15,7 @@ mod effective;
 mod load;
 mod locate;
 mod raw;
+mod reference;
 #[cfg(test)]
 mod tests;
 mod units;
@@ -22,6 +23,7 @@ mod units;
 pub use load::{Flag, Inputs, load};
 pub use locate::{DEFAULT_MODEL_DIR, Places};
 pub use raw::LogFormat;
+pub use reference::reference;
 
 /// The server's whole setup.
 #[derive(Clone, Debug, PartialEq)]

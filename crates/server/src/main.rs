@@ -52,6 +52,7 @@ async fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Serve(settings) => serve(load(&settings.inputs())?).await,
         Command::CheckConfig(settings) => check_config(&settings),
+        Command::ConfigReference => config_reference(),
         Command::Demo(settings) => demo::demo(&settings).await,
         Command::Health(health) => probe(&health).await,
     }
@@ -86,6 +87,12 @@ async fn serve(config: Config) -> anyhow::Result<()> {
 fn check_config(settings: &Settings) -> anyhow::Result<()> {
     let config = load(&settings.inputs())?;
     print!("{}", config.to_toml()?);
+    Ok(())
+}
+
+#[expect(clippy::print_stdout, reason = "the reference is this command's output")]
+fn config_reference() -> anyhow::Result<()> {
+    print!("{}", baichuan_server::config::reference()?);
     Ok(())
 }
 

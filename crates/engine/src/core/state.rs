@@ -17,6 +17,8 @@ use crate::scheduler::PlanItem;
 pub(super) struct Group {
     pub(super) id: RequestId,
     pub(super) sink: EventSink,
+    /// What its log lines are written in: its caller's.
+    pub(super) span: tracing::Span,
     /// Given up at admission.
     pub(super) place: Option<Place>,
     pub(super) arrived: Instant,

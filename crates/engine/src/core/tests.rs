@@ -291,6 +291,7 @@ fn a_client_that_does_not_read_is_cut_off_alone() {
         request: request(generate(&[2], greedy(), max_tokens(30))),
         sink,
         place,
+        span: tracing::Span::none(),
     });
     bench.run();
     assert_eq!(tokens(&bench.seen[&reader], 0), greedy_tokens(&[1], 30));
@@ -409,6 +410,28 @@ proptest! {
 }
 
 #[test]
+fn every_part_of_a_prompt_is_told_and_the_last_as_such() {
+    let prompt: Vec<TokenId> = (0..37).collect();
+    for ask in [
+        request(generate(&prompt, greedy(), max_tokens(3))),
+        embed(&prompt, Pooling::Mean),
+    ] {
+        let mut bench = Bench::new(&config(1000, 1000, 1, 16));
+        bench.sees_prefill = true;
+        let id = bench.submit(ask);
+        bench.run();
+        let parts: Vec<_> = bench.seen[&id]
+            .iter()
+            .filter_map(|event| match event {
+                Event::Prefilled(part) => Some((part.start, part.tokens, part.is_last)),
+                _ => None,
+            })
+            .collect();
+        assert_eq!(parts, [(0, 16, false), (16, 16, false), (32, 5, true)]);
+    }
+}
+
+#[test]
 fn the_clock_is_the_one_passed_in() {
     let config = roomy();
     let model = FakeModel::new(&config, MAX_CONTEXT, 10).unwrap();
@@ -430,6 +453,7 @@ fn the_clock_is_the_one_passed_in() {
         request: request(generate),
         sink,
         place: queue.enter(1, 0.0).unwrap(),
+        span: tracing::Span::none(),
     });
     while !core.is_idle() {
         core.step();

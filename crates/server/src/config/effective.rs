@@ -15,7 +15,7 @@ impl Config {
         toml::to_string(&self.to_raw())
     }
 
-    fn to_raw(&self) -> RawConfig {
+    pub(super) fn to_raw(&self) -> RawConfig {
         let (grpc, requests, shutdown) = (&self.grpc, &self.requests, &self.shutdown);
         RawConfig {
             default_model: Some(self.default_model.clone()),

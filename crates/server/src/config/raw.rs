@@ -1,22 +1,26 @@
 //! The configuration as it is written: every key optional, unknown keys refused.
 //!
-//! Field names here are the configuration's keys; `docs/CONFIG.md` and [`super::Config`] say what they mean.
+//! Field names here are the configuration's keys, and their comments become `docs/CONFIG.md` ([`super::reference`]): a
+//! key without one fails a test. A default that is no constant of [`super::Config`] is told by `x-default`.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use baichuan_engine::{DeviceChoice, DeviceMap, Dtype, IsqType};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::units::{Human, Limit};
 
 /// The whole configuration.
-#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct RawConfig {
     /// Served name of the model that requests without one get.
+    #[schemars(extend("x-default" = "the first model"))]
     pub(crate) default_model: Option<String>,
-    /// Where the default checkpoint's folder is looked for first.
+    /// Folder in which the default checkpoint's folder is looked for first, when no model is configured.
+    #[schemars(extend("x-default" = "`models/` beside the working directory and the program, and above them"))]
     pub(crate) models_dir: Option<PathBuf>,
     /// Addresses.
     pub(crate) listen: RawListen,
@@ -40,25 +44,49 @@ pub(crate) struct RawConfig {
 }
 
 /// Addresses.
-#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct RawListen {
+    /// `HOST:PORT` of the gRPC services; port 0 takes a free one, which the log names.
     pub(crate) grpc: Option<String>,
+    /// `HOST:PORT` of `/metrics`, `/livez` and `/readyz` over HTTP; `"off"`: not served.
     pub(crate) admin: Option<String>,
 }
 
 /// One model.
-#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct RawModel {
+    /// Name in requests: 1 to 128 printable ASCII characters.
+    #[schemars(extend("x-default" = "the name of its folder"))]
     pub(crate) name: Option<String>,
+    /// Folder of the checkpoint, in the hub's layout.
+    #[schemars(extend("x-default" = "the default checkpoint, where only one model is served"))]
     pub(crate) path: Option<PathBuf>,
+    /// The plugin that runs it.
+    #[schemars(extend("x-default" = "the only one that accepts the checkpoint"))]
     pub(crate) plugin: Option<String>,
+    /// Element type of the weights in memory.
+    #[schemars(extend("x-default" = "as in the checkpoint"))]
+    #[schemars(with = "Option<super::reference::DtypeText>")]
     pub(crate) dtype: Option<Dtype>,
+    /// Element type of cached keys and values.
+    #[schemars(extend("x-default" = "what suits the device"))]
+    #[schemars(with = "Option<super::reference::DtypeText>")]
     pub(crate) cache_dtype: Option<Dtype>,
+    /// What weights are quantised to as they are loaded: a type of mistral.rs, such as `"Q4K"`, or a number of bits.
+    #[schemars(with = "Option<String>", extend("x-default" = "not at all"))]
     pub(crate) isq: Option<IsqType>,
+    /// Compute threads.
+    #[schemars(extend("x-default" = "one per physical core"))]
     pub(crate) threads: Option<usize>,
+    /// Where it runs: `"auto"`, `"cpu"`, `"cuda"`, `"cuda:1"`, `"metal"`; `auto` is the first GPU that the build can use, or
+    /// else the host.
+    #[schemars(with = "Option<String>", extend("x-default" = "`\"auto\"`"))]
     pub(crate) device: Option<DeviceChoice>,
+    /// How its layers are spread: `"single"`, all on that device; `"auto"`, by free memory; or layers per GPU as in
+    /// `"0:20;1:20"`, the rest on the host.
+    #[schemars(with = "Option<String>", extend("x-default" = "`\"single\"`"))]
     pub(crate) device_map: Option<DeviceMap>,
     /// Overrides of the common `engine` settings.
     pub(crate) engine: RawEngine,
@@ -88,16 +116,26 @@ impl RawModel {
 }
 
 /// Scheduling and memory.
-#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct RawEngine {
+    /// New tokens of a step at most, decodes and prefill chunks together; at least `max_sequences`.
     pub(crate) max_step_tokens: Option<usize>,
+    /// New tokens of one prompt in a step at most: how long a prompt may hold up running streams.
+    #[schemars(extend("x-default" = "256, or `max_step_tokens` where that is less"))]
     pub(crate) prefill_chunk_tokens: Option<usize>,
+    /// Sequences that may hold memory at once.
     pub(crate) max_sequences: Option<usize>,
+    /// Requests that may wait; more are refused with `QUEUE_FULL`.
     pub(crate) max_waiting: Option<usize>,
+    /// Prompt tokens that may wait; more are refused with `TOKEN_BUDGET`.
     pub(crate) max_waiting_tokens: Option<usize>,
+    /// Events kept for a client that does not read; then it is cut off with `SLOW_CLIENT`.
     pub(crate) event_buffer: Option<usize>,
+    /// Caps the model's own context, in tokens, prompt and completion together.
+    #[schemars(extend("x-default" = "the model's"))]
     pub(crate) max_context: Option<usize>,
+    /// Overwrite cache memory as it is freed.
     pub(crate) scrub_freed: Option<bool>,
     pub(crate) cache: RawCache,
     pub(crate) limits: RawLimits,
@@ -122,14 +160,24 @@ impl RawEngine {
 }
 
 /// Memory for keys and values. The budget is one of `bytes`, `utilization`, `context_tokens`, or both block counts.
-#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct RawCache {
+    /// Rows of a block, in tokens: a power of two up to 1024.
     pub(crate) block_tokens: Option<usize>,
+    /// Budget: so many bytes for both pools.
+    #[schemars(extend("x-default" = "none: `utilization` counts"))]
     pub(crate) bytes: Option<u64>,
+    /// Budget: this share of the memory that is free once the weights are loaded, above 0 and at most 1.
     pub(crate) utilization: Option<f64>,
+    /// Budget: enough for this many tokens over all sequences, in either pool.
+    #[schemars(extend("x-default" = "none: `utilization` counts"))]
     pub(crate) context_tokens: Option<usize>,
+    /// Budget: exactly so many blocks in the global pool; needs `window_blocks`.
+    #[schemars(extend("x-default" = "none: `utilization` counts"))]
     pub(crate) global_blocks: Option<usize>,
+    /// Budget: exactly so many blocks in the window pool; needs `global_blocks`.
+    #[schemars(extend("x-default" = "none: `utilization` counts"))]
     pub(crate) window_blocks: Option<usize>,
 }
 
@@ -154,13 +202,18 @@ impl RawCache {
 }
 
 /// What a request may ask for, whatever the model.
-#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct RawLimits {
+    /// Completions of one request.
     pub(crate) max_n: Option<u32>,
+    /// Prompt and completions of one request together, in tokens.
     pub(crate) max_total_tokens: Option<u64>,
+    /// Stop strings of one request.
     pub(crate) max_stop_strings: Option<usize>,
+    /// Length of one stop string, in bytes.
     pub(crate) max_stop_bytes: Option<usize>,
+    /// Length of each list of tokens in a request's sampling parameters.
     pub(crate) max_token_list: Option<usize>,
 }
 
@@ -177,66 +230,97 @@ impl RawLimits {
 }
 
 /// The gRPC transport.
-#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct RawGrpc {
+    /// Largest message accepted.
     pub(crate) max_decoding_message_bytes: Option<usize>,
+    /// Largest message sent.
     pub(crate) max_encoding_message_bytes: Option<usize>,
+    /// Connections at once; more are closed as they come.
     pub(crate) max_connections: Option<usize>,
+    /// Calls of one connection at once.
     pub(crate) max_concurrent_streams: Option<u32>,
+    /// Calls to `InferenceService` at once, over all connections; more are refused.
     pub(crate) max_concurrent_calls: Option<usize>,
+    /// HTTP/2 flow-control window of a call.
     pub(crate) initial_stream_window_bytes: Option<u32>,
+    /// HTTP/2 flow-control window of a connection.
     pub(crate) initial_connection_window_bytes: Option<u32>,
+    /// Largest HTTP/2 frame accepted.
     pub(crate) max_frame_bytes: Option<u32>,
+    /// Largest header list accepted.
     pub(crate) max_header_list_bytes: Option<u32>,
+    /// Bytes of one call that may wait to be sent.
     pub(crate) max_send_buffer_bytes: Option<usize>,
+    /// Calls reset by the client before the server saw them, beyond which the connection is closed.
     pub(crate) max_pending_accept_reset_streams: Option<usize>,
+    /// Calls reset for the client's protocol errors, beyond which the connection is closed.
     pub(crate) max_local_error_reset_streams: Option<usize>,
+    /// Time a new connection has to complete the HTTP/2 preface.
     pub(crate) handshake_timeout: Option<Human<Duration>>,
+    /// How often a connection is pinged.
     pub(crate) keepalive_interval: Option<Human<Duration>>,
+    /// Time a ping may stay unanswered.
     pub(crate) keepalive_timeout: Option<Human<Duration>>,
+    /// Age, ± 10 %, at which a connection is asked to go.
     pub(crate) max_connection_age: Option<Limit<Duration>>,
+    /// Time an aged connection has to finish its calls.
     pub(crate) max_connection_age_grace: Option<Human<Duration>>,
+    /// Serve gRPC reflection, v1 and v1alpha.
     pub(crate) reflection: Option<bool>,
 }
 
 /// What a call may ask of the server.
-#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct RawRequests {
+    /// Threads that render chats and tokenise.
+    #[schemars(extend("x-default" = "one per core"))]
     pub(crate) text_threads: Option<usize>,
+    /// Texts that may wait for one of them.
     pub(crate) text_queue: Option<usize>,
+    /// Inputs of one `Embed`.
     pub(crate) max_embed_inputs: Option<usize>,
+    /// Inputs of one `Embed` or `EmbedStream` in work at once.
     pub(crate) embed_in_flight: Option<usize>,
+    /// Longest a call may take, whatever it asks for; `"off"`: as long as it asks for.
     pub(crate) max_time: Option<Limit<Duration>>,
 }
 
 /// How the server ends.
-#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct RawShutdown {
+    /// From not ready to refusing new calls, for balancers to notice.
     pub(crate) drain_delay: Option<Human<Duration>>,
+    /// Time running calls have to finish.
     pub(crate) drain_timeout: Option<Human<Duration>>,
+    /// From the signal to the end, whatever happens; at least `drain_delay` and `drain_timeout` together.
+    #[schemars(extend("x-default" = "30 s more than `drain_delay` and `drain_timeout`"))]
     pub(crate) hard_timeout: Option<Human<Duration>>,
 }
 
 /// Logs.
-#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct RawLog {
+    /// What is logged, as `RUST_LOG` spells it.
     pub(crate) filter: Option<String>,
+    /// How a line looks.
     pub(crate) format: Option<LogFormat>,
 }
 
 /// For the operator.
-#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct RawAdmin {
+    /// Serve `AdminService` on the gRPC address.
     pub(crate) grpc: Option<bool>,
 }
 
 /// How a log line looks.
-#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, Serialize, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, JsonSchema, PartialEq, Eq, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
     /// For people.

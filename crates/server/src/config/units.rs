@@ -1,9 +1,11 @@
 //! Values of the configuration that are written for people: durations, and limits that may be `"off"`.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 /// A value written as in `"30s"`.
@@ -62,5 +64,25 @@ impl Serialize for Limit<Duration> {
             Some(duration) => Human(duration).serialize(serializer),
             None => serializer.serialize_str("off"),
         }
+    }
+}
+
+impl JsonSchema for Human<Duration> {
+    fn schema_name() -> Cow<'static, str> {
+        "Duration".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "string", "x-type": "duration" })
+    }
+}
+
+impl JsonSchema for Limit<Duration> {
+    fn schema_name() -> Cow<'static, str> {
+        "DurationLimit".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "string", "x-type": "duration or `\"off\"`" })
     }
 }

@@ -158,7 +158,7 @@ pub(super) async fn one(
                 return Ok(embedded);
             }
             Some(Event::Failed(error)) => return Err(error.into()),
-            Some(Event::Prompt(_)) => {}
+            Some(Event::Prompt(_) | Event::Prefilled(_)) => {}
             Some(Event::Delta(_) | Event::Finished(_)) | None => {
                 return Err(ApiError::Internal {
                     cause: "a backend did not answer an embedding with a vector".into(),

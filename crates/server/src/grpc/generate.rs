@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use baichuan_engine::event::{Delta, Event, Finished, PromptInfo, Timings, Usage};
+use baichuan_engine::event::{Delta, Event, Finished, Prefilled, PromptInfo, Timings, Usage};
 use baichuan_engine::request::{GenerateRequest, Request};
 use baichuan_engine::{Backend, EventStream, RequestId};
 use baichuan_proto::v1;
@@ -32,6 +32,8 @@ pub(super) struct Generation {
     tokenize: Duration,
     prompt: Option<PromptInfo>,
     prompt_tokens: usize,
+    /// When the first token of all was chosen.
+    first_token: Option<Instant>,
     completions: Vec<Completion>,
     pending: VecDeque<Result<WireEvent, ApiError>>,
     ended: bool,
@@ -101,6 +103,7 @@ pub(super) async fn start(
         tokenize,
         prompt: None,
         prompt_tokens,
+        first_token: None,
         completions: vec![Completion::default(); n as usize],
         pending: VecDeque::new(),
         ended: false,
@@ -142,6 +145,7 @@ impl Generation {
                 Err(interrupt) => self.interrupt(interrupt),
                 Ok(None) => self.ended = true,
                 Ok(Some(Event::Prompt(info))) => self.admitted(info),
+                Ok(Some(Event::Prefilled(part))) => self.prefilled(&part),
                 Ok(Some(Event::Delta(delta))) => self.grown(delta),
                 Ok(Some(Event::Finished(finished))) => self.finished(finished),
                 Ok(Some(Event::Failed(error))) => self.fail(error.into()),
@@ -173,25 +177,42 @@ impl Generation {
         self.pending.push_back(Ok(WireEvent::PromptInfo(wire)));
     }
 
+    /// The first token is chosen when the last part of the prompt is computed; its message may wait for others.
+    fn prefilled(&mut self, part: &Prefilled) {
+        if part.is_last {
+            self.first_token(part.ended);
+        }
+    }
+
+    /// The first token of all was chosen.
+    fn first_token(&mut self, at: Instant) {
+        if self.first_token.is_some() {
+            return;
+        }
+        self.first_token = Some(at);
+        if let Some(metrics) = &self.metrics {
+            observe(
+                &metrics.first_token,
+                at.saturating_duration_since(self.call.arrived),
+            );
+        }
+    }
+
     fn grown(&mut self, delta: Delta) {
         let n_new = delta.token_ids.len();
-        let first_of_all = self.completions.iter().all(|c| c.first_token.is_none());
+        if self.first_token.is_none() {
+            self.first_token(delta.at);
+        }
         if let Some(completion) = self.completions.get_mut(delta.index as usize) {
             completion.n_tokens += n_new;
             if let Some(metrics) = &self.metrics {
-                match completion.last_token {
-                    None if first_of_all => {
-                        observe(
-                            &metrics.first_token,
-                            delta.at.saturating_duration_since(self.call.arrived),
-                        );
-                    }
-                    None => {}
-                    Some(last) => {
-                        let gap = delta.at.saturating_duration_since(last) / clamp(n_new.max(1));
-                        (0..n_new).for_each(|_| observe(&metrics.inter_token, gap));
-                    }
-                }
+                // A message of several tokens stands for as many steps.
+                let (since, gaps) = match completion.last_token {
+                    Some(last) => (last, n_new),
+                    None => (self.first_token.unwrap_or(delta.at), n_new.saturating_sub(1)),
+                };
+                let gap = delta.at.saturating_duration_since(since) / clamp(gaps.max(1));
+                (0..gaps).for_each(|_| observe(&metrics.inter_token, gap));
             }
             completion.first_token.get_or_insert(delta.at);
             completion.last_token = Some(delta.at);
