@@ -7,13 +7,14 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Kernel files, each one module; `src/cuda/device.rs` embeds them by these names.
-const FILES: [&str; 6] = [
+const FILES: [&str; 7] = [
     "attention_any",
     "attention_decode",
     "attention_prefill",
     "conv",
     "gemv",
     "rows",
+    "sample",
 ];
 
 fn main() {

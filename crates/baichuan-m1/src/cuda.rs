@@ -26,7 +26,7 @@ use std::collections::BTreeMap;
 use baichuan_engine::model::{CacheCopy, Freed, ModelSpec, StepBatch, StepOutput};
 use baichuan_engine::{CausalLm, SlotId, StepError, TokenId};
 use baichuan_kernels::ElementType;
-use baichuan_kernels::cuda::{Device, GpuError, Graph, StepBuffer, StepTables};
+use baichuan_kernels::cuda::{Choices, Device, GpuError, Graph, StepBuffer, StepTables};
 
 use crate::config::BaichuanConfig;
 
@@ -46,6 +46,7 @@ pub struct CudaModel {
     activations: Activations,
     step: StepBuffer,
     tables: StepTables,
+    choices: Choices,
     /// Recorded steps of single tokens, by their number of rows.
     graphs: BTreeMap<usize, Graph>,
     /// Last, so that it is there while what belongs to it is freed.
@@ -59,7 +60,7 @@ impl CausalLm for CudaModel {
 
     fn forward(&mut self, batch: &StepBatch<'_>) -> Result<StepOutput, StepError> {
         self.device.bind().map_err(step_error)?;
-        self.run(batch, Head::Rows).map(|(output, _)| output)
+        self.run(batch, Head::Rows)
     }
 
     fn reset_slot(&mut self, slot: SlotId) {
@@ -81,7 +82,7 @@ impl CudaModel {
     /// some: they never leave the device.
     pub fn most_likely(&mut self, batch: &StepBatch<'_>) -> Result<Vec<Option<TokenId>>, StepError> {
         self.device.bind().map_err(step_error)?;
-        self.run(batch, Head::Choose).map(|(_, chosen)| chosen)
+        self.run(batch, Head::Choose).map(|output| output.chosen)
     }
 
     /// Fills all caches with random numbers: for measurements at contexts that nobody waits to compute.

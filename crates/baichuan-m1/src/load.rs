@@ -261,6 +261,7 @@ fn caches(config: &BaichuanConfig, options: &LoadOptions<'_>) -> Result<(Caches,
         max_context: config.max_positions,
         layers,
         cache,
+        samples: false,
     };
     Ok((caches, spec))
 }

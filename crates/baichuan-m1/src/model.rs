@@ -91,7 +91,8 @@ impl BaichuanM1 {
         let (mut outputs, mut normed_rows, mut logit_rows) = (Vec::new(), Vec::new(), Vec::new());
         for (entry, rows) in step.entries() {
             let (output, wanted) = match entry.wants {
-                Wants::Nothing => (Output::None, 0..0),
+                // The specification says that the host chooses: nobody asks this model to.
+                Wants::Nothing | Wants::Sample(_) => (Output::None, 0..0),
                 Wants::LastLogits => (Output::Logits(1), rows.end - 1..rows.end),
                 Wants::AllLogits => (Output::Logits(rows.len()), rows),
                 Wants::Hidden(HiddenRows::First) => (Output::Hidden(1), rows.start..rows.start + 1),
@@ -118,7 +119,7 @@ impl BaichuanM1 {
         }
         if normed_rows.is_empty() {
             let entries = outputs.iter().map(|_| Rows::default()).collect();
-            return Ok(StepOutput { entries });
+            return Ok(StepOutput::of_rows(entries));
         }
         let wanted = x.index_select(&Tensor::new(normed_rows, &Device::Cpu)?, 0)?;
         let hidden = host::norm(
@@ -163,6 +164,6 @@ impl BaichuanM1 {
             }
         };
         let entries = outputs.into_iter().map(entry_rows).collect();
-        StepOutput { entries }
+        StepOutput::of_rows(entries)
     }
 }

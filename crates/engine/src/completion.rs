@@ -6,6 +6,7 @@ use std::time::Instant;
 use crate::error::StepError;
 use crate::event::{Delta, FinishReason, Finished, Timings, TokenLogprob, TokenLogprobs, Usage};
 use crate::ids::TokenId;
+use crate::model::Sampling;
 use crate::request::GenerateRequest;
 use crate::sampler::{Sampler, top_logprobs};
 use crate::stop::StopMatcher;
@@ -43,6 +44,8 @@ pub(crate) struct Completion {
     index: u32,
     request: Arc<GenerateRequest>,
     sampler: Sampler,
+    /// What may not be chosen before `min_tokens`: bad tokens and whatever ends the completion.
+    forbidden_early: Vec<TokenId>,
     /// Absent when nobody needs text.
     text: Option<(Detokenizer, StopMatcher)>,
     delta_text: String,
@@ -52,6 +55,14 @@ pub(crate) struct Completion {
     first_token_at: Option<Instant>,
     last_token_at: Option<Instant>,
     pub(crate) preemptions: u32,
+}
+
+/// What the model says of the next token.
+pub(crate) enum Answer<'a> {
+    /// Its logits.
+    Logits(&'a [f32]),
+    /// Which it is, as [`Completion::sampling`] asked for it; none if there was no telling.
+    Chosen(Option<TokenId>),
 }
 
 /// What a token led to.
@@ -75,8 +86,11 @@ impl Completion {
                 StopMatcher::new(stopping.stop.clone(), stopping.include_stop_str_in_output),
             )
         });
+        let bad = &request.sampling.bad_token_ids;
+        let forbidden_early = [bad, ending(&request, vocabulary), &stopping.stop_token_ids].concat();
         Self {
             index,
+            forbidden_early,
             sampler: Sampler::new(&request.sampling, index, &request.prompt),
             request,
             text,
@@ -90,34 +104,55 @@ impl Completion {
         }
     }
 
-    /// Chooses the next token from its row of logits.
+    /// How the model is to choose the next token; none if the host needs its logits.
+    pub(crate) fn sampling(&self, vocab_size: usize) -> Option<Sampling<'_>> {
+        let request = &self.request;
+        let forbidden = if self.n_generated >= request.stopping.min_tokens {
+            &request.sampling.bad_token_ids
+        } else {
+            &self.forbidden_early
+        };
+        // Where nothing else is possible, the host lets a completion end early.
+        if request.output.logprobs.is_some() || forbidden.len() >= vocab_size {
+            return None;
+        }
+        self.sampler.sampling(&request.sampling, forbidden)
+    }
+
+    /// Takes the next token, or chooses it from its row of logits.
     pub(crate) fn accept(
         &mut self,
-        logits: &[f32],
+        answer: Answer<'_>,
         vocabulary: &Vocabulary,
         now: Instant,
     ) -> Result<Accepted, StepError> {
         let request = self.request.clone();
         let stopping = &request.stopping;
-        let eos: &[TokenId] = if stopping.ignore_eos {
-            &[]
-        } else {
-            &vocabulary.eos_token_ids
-        };
+        let eos = ending(&request, vocabulary);
 
         let may_end = self.n_generated >= stopping.min_tokens;
-        let forbidden = if may_end {
-            Vec::new()
-        } else {
-            [eos, &stopping.stop_token_ids].concat()
+        let token = match answer {
+            Answer::Logits(logits) => {
+                let forbidden = if may_end {
+                    Vec::new()
+                } else {
+                    [eos, &stopping.stop_token_ids].concat()
+                };
+                let token = self.sampler.sample(&request.sampling, logits, &forbidden)?;
+                if let Some(n) = request.output.logprobs {
+                    self.delta_logprobs.push(vocabulary.describe(logits, token, n));
+                }
+                token
+            }
+            Answer::Chosen(token) => {
+                let token = token.ok_or(StepError::NotFinite)?;
+                self.sampler.note(token);
+                token
+            }
         };
-        let token = self.sampler.sample(&request.sampling, logits, &forbidden)?;
         self.n_generated += 1;
         self.first_token_at.get_or_insert(now);
         self.last_token_at = Some(now);
-        if let Some(n) = request.output.logprobs {
-            self.delta_logprobs.push(vocabulary.describe(logits, token, n));
-        }
         self.delta_tokens.push(token);
 
         let ended = if may_end && stopping.stop_token_ids.contains(&token) {
@@ -206,5 +241,14 @@ impl Completion {
             },
             preemptions: self.preemptions,
         }
+    }
+}
+
+/// Tokens of the vocabulary that end a completion of the request.
+fn ending<'v>(request: &GenerateRequest, vocabulary: &'v Vocabulary) -> &'v [TokenId] {
+    if request.stopping.ignore_eos {
+        &[]
+    } else {
+        &vocabulary.eos_token_ids
     }
 }

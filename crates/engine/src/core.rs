@@ -5,13 +5,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::backend::EventSink;
-use crate::completion::{Completion, Vocabulary};
+use crate::completion::{Answer, Completion, Vocabulary};
 use crate::config::EngineConfig;
 use crate::error::{RequestError, StepError};
 use crate::event::{Embedded, Event, Prefilled, Timings};
-use crate::ids::SeqId;
+use crate::ids::{SeqId, TokenId};
 use crate::kv::SequenceCache;
-use crate::model::{CausalLm, Rows, StepBatch, StepEntry, Wants};
+use crate::model::{CausalLm, Rows, StepBatch, StepEntry, StepOutput, Wants};
 use crate::pooler::Pooler;
 use crate::queue::{Place, Queue};
 use crate::rate::RateMeter;
@@ -221,13 +221,15 @@ impl<M: CausalLm> EngineCore<M> {
         let now = (self.clock)();
         self.totals.steps += 1;
         match result {
-            Ok(outputs) => {
+            Ok(output) => {
                 self.failures_in_a_row = 0;
                 self.scheduler.commit(&plan);
                 self.record_rates(&plan, now - began);
-                for (item, rows) in plan.items.iter().zip(outputs) {
+                let StepOutput { entries, chosen } = output;
+                let chosen = chosen.into_iter().chain(std::iter::repeat(None));
+                for ((item, rows), chosen) in plan.items.iter().zip(entries).zip(chosen) {
                     self.tell_prefilled(item, began, now);
-                    self.take_output(item, rows, now);
+                    self.take_output(item, rows, chosen, now);
                 }
             }
             Err(error) => self.isolate(&plan, &error),
@@ -252,8 +254,8 @@ impl<M: CausalLm> EngineCore<M> {
         self.note_preempted(&preempted);
     }
 
-    /// What the model answers to a plan, one element per item.
-    fn forward(&mut self, plan: &Plan) -> Result<Vec<Rows>, StepError> {
+    /// What the model answers to a plan, one entry per item.
+    fn forward(&mut self, plan: &Plan) -> Result<StepOutput, StepError> {
         let mut entries = Vec::with_capacity(plan.items.len());
         for item in &plan.items {
             let (Some(sequence), Some(cache)) = (self.sequences.get(&item.id), self.scheduler.cache(item.id))
@@ -269,12 +271,12 @@ impl<M: CausalLm> EngineCore<M> {
                 start: item.start,
                 global: cache.global(),
                 window: cache.window(),
-                wants: sequence.wants(item),
+                wants: sequence.wants(item, self.model.spec()),
             });
         }
         let output = self.model.forward(&StepBatch { entries: &entries })?;
         debug_assert_eq!(output.entries.len(), plan.items.len());
-        Ok(output.entries)
+        Ok(output)
     }
 
     /// Frees the sequences whose clients have gone.
@@ -402,7 +404,7 @@ impl<M: CausalLm> EngineCore<M> {
     }
 
     /// Makes events of what the model answered to one item.
-    fn take_output(&mut self, item: &PlanItem, rows: Rows, now: Instant) {
+    fn take_output(&mut self, item: &PlanItem, rows: Rows, chosen: Option<TokenId>, now: Instant) {
         let Some(sequence) = self.sequences.get_mut(&item.id) else {
             return;
         };
@@ -439,15 +441,15 @@ impl<M: CausalLm> EngineCore<M> {
                 }
                 let siblings = std::mem::take(siblings);
                 let group = sequence.group;
-                let Some(logits) = rows.last() else { return };
+                let answer = || rows.last().map_or(Answer::Chosen(chosen), Answer::Logits);
                 for (sibling, index) in siblings.into_iter().zip(1..) {
                     if let Err(error) = self.fork(item.id, sibling, index) {
                         self.fail_sequence(item.id, &RequestError::StepFailed(error.to_string()));
                         return;
                     }
-                    self.take_token(group, sibling, logits, now);
+                    self.take_token(group, sibling, answer(), now);
                 }
-                self.take_token(group, item.id, logits, now);
+                self.take_token(group, item.id, answer(), now);
             }
         }
     }
@@ -505,8 +507,8 @@ impl<M: CausalLm> EngineCore<M> {
         }
     }
 
-    /// Chooses a sequence's next token and tells its client.
-    fn take_token(&mut self, group_id: u64, id: SeqId, logits: &[f32], now: Instant) {
+    /// Takes a sequence's next token and tells its client.
+    fn take_token(&mut self, group_id: u64, id: SeqId, answer: Answer<'_>, now: Instant) {
         let Some(sequence) = self.sequences.get_mut(&id) else {
             return;
         };
@@ -516,7 +518,7 @@ impl<M: CausalLm> EngineCore<M> {
         let Work::Generate { completion, .. } = &mut sequence.work else {
             return;
         };
-        let accepted = match completion.accept(logits, &self.vocabulary, now) {
+        let accepted = match completion.accept(answer, &self.vocabulary, now) {
             Ok(accepted) => accepted,
             Err(error) => return self.fail_sequence(id, &RequestError::StepFailed(error.to_string())),
         };

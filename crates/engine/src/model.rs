@@ -7,6 +7,10 @@ use crate::error::StepError;
 use crate::ids::{BlockId, SlotId, TokenId};
 use crate::kv::{CachePlan, CacheSpec};
 
+mod sampling;
+
+pub use sampling::{Sampling, Seen};
+
 /// One causal language model, driven step by step from one thread.
 pub trait CausalLm: Send {
     /// What the engine must know of the model; fixed for its life.
@@ -44,6 +48,8 @@ pub struct ModelSpec {
     pub layers: Vec<CacheSpec>,
     /// How many blocks and slots the model's tensors were made for.
     pub cache: CachePlan,
+    /// Whether it answers [`Wants::Sample`]; else it is never asked, and the host chooses.
+    pub samples: bool,
 }
 
 /// The work of one step: prefill chunks and decodes, mixed.
@@ -77,14 +83,16 @@ pub struct StepEntry<'a> {
     /// blocks it has reached. Empty when no layer slides.
     pub window: &'a [BlockId],
     /// What the engine needs back.
-    pub wants: Wants,
+    pub wants: Wants<'a>,
 }
 
 /// What the engine needs back of an entry.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Wants {
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Wants<'a> {
     /// Nothing: more of the prompt follows.
     Nothing,
+    /// The token after the last one, chosen where the logits are: see [`StepOutput::chosen`].
+    Sample(Sampling<'a>),
     /// Logits of the last token: one row of `vocab_size`.
     LastLogits,
     /// Logits of every token of the entry.
@@ -141,8 +149,21 @@ impl Rows {
 /// What a step produced.
 #[derive(Clone, Debug)]
 pub struct StepOutput {
-    /// One per entry, in their order; empty rows for [`Wants::Nothing`].
+    /// One per entry, in their order; empty rows for [`Wants::Nothing`] and [`Wants::Sample`].
     pub entries: Vec<Rows>,
+    /// One per entry, in their order: the token chosen for [`Wants::Sample`], none if its logits were no numbers and
+    /// for everything else. Empty if no entry wants one.
+    pub chosen: Vec<Option<TokenId>>,
+}
+
+impl StepOutput {
+    /// Rows alone.
+    pub fn of_rows(entries: Vec<Rows>) -> Self {
+        Self {
+            entries,
+            chosen: Vec::new(),
+        }
+    }
 }
 
 /// A sequence's whole cached state, from where to where.

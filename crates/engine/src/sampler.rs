@@ -4,18 +4,20 @@
 //! and one draw. The draw depends on the request's seed, the completion's index and the token's number alone: not
 //! on the batch, and not on a preemption in between. Ties go to the lower token id.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use crate::error::StepError;
 use crate::ids::TokenId;
+use crate::model::{Sampling, Seen};
 use crate::request::SamplingParams;
 
 mod filter;
 mod logprobs;
 
+pub(crate) use filter::Filters;
 pub(crate) use logprobs::top_logprobs;
 
 /// ChaCha words reserved for one token's draw: one block.
@@ -25,10 +27,12 @@ const WORDS_PER_TOKEN: u128 = 16;
 #[derive(Debug)]
 pub(crate) struct Sampler {
     rng: ChaCha8Rng,
-    /// Tokens of the prompt, for the repetition penalty.
-    prompt: HashSet<TokenId>,
-    /// How often each token was generated.
-    generated: HashMap<TokenId, u32>,
+    /// What penalties apply to, each token once: of the prompt, for the repetition penalty, and generated ones.
+    /// Empty if there are no penalties.
+    seen: Vec<Seen>,
+    /// Where in `seen` a token is.
+    places: HashMap<TokenId, usize>,
+    has_penalties: bool,
     n_generated: u64,
 }
 
@@ -37,17 +41,28 @@ impl Sampler {
     pub(crate) fn new(params: &SamplingParams, index: u32, prompt: &[TokenId]) -> Self {
         let mut rng = ChaCha8Rng::seed_from_u64(params.seed);
         rng.set_stream(u64::from(index));
-        let prompt = if params.repetition_penalty == 1.0 {
-            HashSet::new()
-        } else {
-            prompt.iter().copied().collect()
-        };
-        Self {
+        let repetition = params.repetition_penalty != 1.0;
+        let mut sampler = Self {
             rng,
-            prompt,
-            generated: HashMap::new(),
+            seen: Vec::new(),
+            places: HashMap::new(),
+            has_penalties: repetition || params.presence_penalty != 0.0 || params.frequency_penalty != 0.0,
             n_generated: 0,
+        };
+        if repetition {
+            for id in prompt {
+                sampler.see(*id);
+            }
         }
+        sampler
+    }
+
+    fn see(&mut self, id: TokenId) -> &mut Seen {
+        let place = *self.places.entry(id).or_insert_with(|| {
+            self.seen.push(Seen { id, generated: 0 });
+            self.seen.len() - 1
+        });
+        &mut self.seen[place]
     }
 
     /// Chooses the next token from a row of logits. `forbidden` can not be chosen this time.
@@ -61,19 +76,51 @@ impl Sampler {
             return Err(StepError::NotFinite);
         }
         let adjusted = self.adjust(params, logits, forbidden);
-        let token = if params.temperature == 0.0 {
-            argmax(&adjusted)
-        } else {
-            self.rng
-                .set_word_pos(u128::from(self.n_generated) * WORDS_PER_TOKEN);
-            let draw: f64 = self.rng.random();
-            let candidates = filter::candidates(params, &adjusted);
-            filter::pick(&candidates, draw)
-        };
-        let token = token.ok_or(StepError::NotFinite)?;
-        *self.generated.entry(token).or_insert(0) += 1;
-        self.n_generated += 1;
+        let token = pick(&Filters::of(params), &adjusted, || self.draw()).ok_or(StepError::NotFinite)?;
+        self.note(token);
         Ok(token)
+    }
+
+    /// The next token as a model is asked for it that chooses itself; none if only the host can: bias, lists of
+    /// allowed tokens, typical sampling.
+    pub(crate) fn sampling<'a>(
+        &'a self,
+        params: &SamplingParams,
+        forbidden: &'a [TokenId],
+    ) -> Option<Sampling<'a>> {
+        let host_only =
+            params.typical_p < 1.0 || !params.logit_bias.is_empty() || !params.allowed_token_ids.is_empty();
+        (!host_only).then(|| Sampling {
+            temperature: params.temperature,
+            top_k: params.top_k,
+            top_p: params.top_p,
+            min_p: params.min_p,
+            repetition_penalty: params.repetition_penalty,
+            presence_penalty: params.presence_penalty,
+            frequency_penalty: params.frequency_penalty,
+            seen: &self.seen,
+            forbidden,
+            draw: if params.temperature == 0.0 {
+                0.0
+            } else {
+                self.draw()
+            },
+        })
+    }
+
+    /// Takes the token that was chosen.
+    pub(crate) fn note(&mut self, token: TokenId) {
+        if self.has_penalties {
+            self.see(token).generated += 1;
+        }
+        self.n_generated += 1;
+    }
+
+    /// The next token's draw, in [0, 1).
+    fn draw(&self) -> f64 {
+        let mut rng = self.rng.clone();
+        rng.set_word_pos(u128::from(self.n_generated) * WORDS_PER_TOKEN);
+        rng.random()
     }
 
     /// The logits with everything but temperature and filters applied; what cannot be chosen is −∞.
@@ -87,25 +134,12 @@ impl Sampler {
             }
             only
         };
-        if params.repetition_penalty != 1.0 {
-            let seen = self
-                .prompt
-                .iter()
-                .chain(self.generated.keys().filter(|t| !self.prompt.contains(t)));
-            for id in seen {
-                let logit = &mut out[*id as usize];
-                *logit = if *logit > 0.0 {
-                    *logit / params.repetition_penalty
-                } else {
-                    *logit * params.repetition_penalty
-                };
-            }
-        }
-        if params.presence_penalty != 0.0 || params.frequency_penalty != 0.0 {
-            for (id, count) in &self.generated {
-                out[*id as usize] -= params.presence_penalty + params.frequency_penalty * *count as f32;
-            }
-        }
+        let penalties = [
+            params.repetition_penalty,
+            params.presence_penalty,
+            params.frequency_penalty,
+        ];
+        penalise(&mut out, penalties, &self.seen);
         for (id, bias) in &params.logit_bias {
             out[*id as usize] += bias;
         }
@@ -124,6 +158,30 @@ impl Sampler {
         }
         out
     }
+}
+
+/// Applies repetition, presence and frequency penalty to the tokens seen.
+pub(crate) fn penalise(logits: &mut [f32], [repetition, presence, frequency]: [f32; 3], seen: &[Seen]) {
+    for Seen { id, generated } in seen {
+        let logit = &mut logits[*id as usize];
+        *logit = if *logit > 0.0 {
+            *logit / repetition
+        } else {
+            *logit * repetition
+        };
+        if *generated > 0 {
+            *logit -= presence + frequency * *generated as f32;
+        }
+    }
+}
+
+/// The token chosen of a row of adjusted logits; `draw` is asked unless the choice is greedy. None if nothing is
+/// possible.
+pub(crate) fn pick(filters: &Filters, logits: &[f32], draw: impl FnOnce() -> f64) -> Option<TokenId> {
+    if filters.temperature == 0.0 {
+        return argmax(logits);
+    }
+    filter::pick(&filter::candidates(filters, logits), draw())
 }
 
 /// The largest, the first of equals; none if nothing is possible.

@@ -6,6 +6,7 @@
 //! so that two runs are equal only if every token before was.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::backend::{Backend, BackendInfo};
 use crate::config::EngineConfig;
@@ -47,6 +48,7 @@ pub struct FakeModel {
     n_steps: u64,
     hook: Option<StepHook>,
     poison: Option<TokenId>,
+    chosen: Arc<AtomicU64>,
 }
 
 impl FakeModel {
@@ -71,11 +73,20 @@ impl FakeModel {
                 max_context,
                 layers,
                 cache,
+                samples: false,
             },
             n_steps: 0,
             hook: None,
             poison: None,
+            chosen: Arc::default(),
         })
+    }
+
+    /// Chooses tokens itself where the engine lets it, and counts them in `chosen`.
+    pub fn that_samples(mut self, chosen: Arc<AtomicU64>) -> Self {
+        self.spec.samples = true;
+        self.chosen = chosen;
+        self
     }
 
     /// Fails every step that has `token` among its tokens.
@@ -128,6 +139,22 @@ impl FakeModel {
         tokens
     }
 
+    /// Tokens of the entries that want one.
+    fn choose(&self, batch: &StepBatch<'_>) -> Result<Vec<Option<TokenId>>, StepError> {
+        let of_entry = |entry: &StepEntry<'_>| match entry.wants {
+            Wants::Sample(_) if !self.spec.samples => {
+                Err(StepError::Compute("it was told not to choose".into()))
+            }
+            Wants::Sample(sampling) => {
+                let tokens = [&self.read(entry), entry.tokens].concat();
+                self.chosen.fetch_add(1, Ordering::Relaxed);
+                sampling.choose(&logits(&tokens)).map(Some)
+            }
+            _ => Ok(None),
+        };
+        batch.entries.iter().map(of_entry).collect()
+    }
+
     fn write(&mut self, entry: &StepEntry<'_>) {
         for (position, token) in (entry.start..).zip(entry.tokens) {
             let row = Some((position, *token));
@@ -159,6 +186,7 @@ impl CausalLm for FakeModel {
         {
             return Err(StepError::Compute("poisoned".into()));
         }
+        let chosen = self.choose(batch)?;
         let entries = batch
             .entries
             .iter()
@@ -173,7 +201,7 @@ impl CausalLm for FakeModel {
                     rows
                 };
                 match entry.wants {
-                    Wants::Nothing => Rows::default(),
+                    Wants::Nothing | Wants::Sample(_) => Rows::default(),
                     Wants::LastLogits => {
                         tokens.extend(entry.tokens);
                         Rows::new(VOCAB_SIZE, logits(&tokens))
@@ -203,7 +231,7 @@ impl CausalLm for FakeModel {
             })
             .collect();
         batch.entries.iter().for_each(|entry| self.write(entry));
-        Ok(StepOutput { entries })
+        Ok(StepOutput { entries, chosen })
     }
 
     fn reset_slot(&mut self, slot: SlotId) {

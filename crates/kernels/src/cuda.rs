@@ -17,6 +17,7 @@ mod graph;
 mod memory;
 mod product;
 mod rows;
+mod sample;
 mod step;
 
 pub use attention::{Attention, CacheShape};
@@ -26,4 +27,5 @@ pub use error::GpuError;
 pub use graph::Graph;
 pub use memory::{Buffer, Pinned, Span};
 pub use product::{Output, Product};
+pub use sample::{Choice, ChoiceBuffer, Choices};
 pub use step::{Step, StepBuffer, StepTables};

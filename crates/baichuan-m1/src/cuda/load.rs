@@ -4,7 +4,7 @@
 use baichuan_engine::model::ModelSpec;
 use baichuan_engine::{CachePlan, Dtype, EngineConfig, LoadError, LoadProgress, LoadRequest};
 use baichuan_kernels::ElementType;
-use baichuan_kernels::cuda::{Buffer, Device, GpuError, StepBuffer, StepTables};
+use baichuan_kernels::cuda::{Buffer, Choices, Device, GpuError, StepBuffer, StepTables};
 
 use super::CudaModel;
 use super::memory::{Activations, Caches};
@@ -158,6 +158,7 @@ impl CudaModel {
                 hidden_size: config.hidden_size,
                 max_context,
                 layers,
+                samples: true,
                 cache: plan,
             },
             element,
@@ -166,6 +167,7 @@ impl CudaModel {
             activations,
             step,
             tables: StepTables::default(),
+            choices: Choices::default(),
             graphs: Default::default(),
             device,
         };

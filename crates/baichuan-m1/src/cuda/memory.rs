@@ -3,7 +3,7 @@
 use baichuan_engine::model::{CacheCopy, Freed};
 use baichuan_engine::{BlockId, CachePlan, EngineConfig, SlotId};
 use baichuan_kernels::ElementType;
-use baichuan_kernels::cuda::{Attention, Buffer, CacheShape, Device, GpuError, Pinned};
+use baichuan_kernels::cuda::{Attention, Buffer, CacheShape, ChoiceBuffer, Device, GpuError, Pinned};
 
 use crate::config::{BaichuanConfig, LayerShape, Span};
 
@@ -40,6 +40,8 @@ pub(super) struct Activations {
     /// Where logits and hidden states arrive.
     pub(super) host: Pinned<f32>,
     pub(super) host_chosen: Pinned<i32>,
+    /// How tokens are chosen.
+    pub(super) choices: ChoiceBuffer,
 }
 
 impl Activations {
@@ -81,6 +83,7 @@ impl Activations {
             chosen: zeros(HEAD_ROWS * 4)?,
             host: Pinned::zeros(device, HEAD_ROWS * v.max(h))?,
             host_chosen: Pinned::zeros(device, HEAD_ROWS)?,
+            choices: ChoiceBuffer::new(device, HEAD_ROWS)?,
         })
     }
 }

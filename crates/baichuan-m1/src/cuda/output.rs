@@ -1,15 +1,15 @@
 //! Runs a step and brings back what the engine wants of it.
 
-use baichuan_engine::model::{HiddenRows, Rows, StepBatch, StepEntry, StepOutput, Wants};
+use baichuan_engine::model::{HiddenRows, Rows, Sampling, StepBatch, StepEntry, StepOutput, Wants};
 use baichuan_engine::{StepError, TokenId};
-use baichuan_kernels::cuda::{GpuError, Graph};
+use baichuan_kernels::cuda::{Choice, Choices, GpuError, Graph};
 
 use super::forward::Extent;
 use super::memory::HEAD_ROWS;
 use super::tables::{self, Arrangement};
 use super::{CudaModel, step_error};
 
-/// What becomes of logits.
+/// What becomes of logits where the step wants them.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Head {
     /// They come to the host.
@@ -18,15 +18,28 @@ pub(super) enum Head {
     Choose,
 }
 
+/// What of a row comes to the host.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Token,
+    Logits,
+    Hidden,
+}
+
+fn kind(wants: &Wants<'_>, head: Head) -> Kind {
+    match wants {
+        Wants::Hidden(_) => Kind::Hidden,
+        Wants::Sample(_) => Kind::Token,
+        Wants::Nothing | Wants::LastLogits | Wants::AllLogits if head == Head::Choose => Kind::Token,
+        Wants::Nothing | Wants::LastLogits | Wants::AllLogits => Kind::Logits,
+    }
+}
+
 /// Sizes that steps of single tokens are padded to.
 const GRAPH_ROWS: [usize; 15] = [1, 2, 4, 8, 16, 32, 48, 64, 80, 96, 128, 160, 192, 224, 256];
 
 impl CudaModel {
-    pub(super) fn run(
-        &mut self,
-        batch: &StepBatch<'_>,
-        head: Head,
-    ) -> Result<(StepOutput, Vec<Option<TokenId>>), StepError> {
+    pub(super) fn run(&mut self, batch: &StepBatch<'_>, head: Head) -> Result<StepOutput, StepError> {
         let arrangement = Arrangement::new(batch);
         if arrangement.n_rows > self.activations.rows {
             let room = self.activations.rows;
@@ -51,7 +64,7 @@ impl CudaModel {
         arrangement: &Arrangement,
         rows: usize,
         head: Head,
-    ) -> Result<(StepOutput, Vec<Option<TokenId>>), StepError> {
+    ) -> Result<StepOutput, StepError> {
         tables::fill(&mut self.tables, &self.spec, batch, arrangement, rows)?;
         let step = self.step.send(&self.device, &self.tables).map_err(step_error)?;
         match self.graphs.get(&rows) {
@@ -71,36 +84,12 @@ impl CudaModel {
                 }
             }
         }
-        let wanted: Vec<usize> = arrangement
-            .order
-            .iter()
-            .enumerate()
-            .filter(|(_, entry)| batch.entries[**entry].wants != Wants::Nothing)
-            .map(|(place, _)| place)
+        let places = arrangement.order.iter().copied().zip(0..);
+        let wanted: Vec<(usize, usize)> = places
+            .filter(|(entry, _)| batch.entries[*entry].wants != Wants::Nothing)
             .collect();
-        let is_hidden =
-            |place: &&usize| matches!(batch.entries[arrangement.order[**place]].wants, Wants::Hidden(_));
-        let n_hidden = wanted.iter().filter(is_hidden).count();
         let mut results = Results::new(batch.entries.len());
-        if head == Head::Choose && n_hidden < wanted.len() {
-            let chosen = self.fetch_chosen(arrangement.n_rows)?;
-            for &place in &wanted {
-                results.chosen[arrangement.order[place]] = token(chosen[place])?;
-            }
-        }
-        if head == Head::Rows && n_hidden < wanted.len() {
-            let logits = self.fetch(Rowed::Logits, arrangement.n_rows)?;
-            for &place in wanted.iter().filter(|place| !is_hidden(place)) {
-                results.push(batch, arrangement.order[place], place, &logits);
-            }
-        }
-        if n_hidden > 0 {
-            let hidden = self.fetch(Rowed::Hidden, arrangement.n_rows)?;
-            for &place in wanted.iter().filter(is_hidden) {
-                results.push(batch, arrangement.order[place], place, &hidden);
-            }
-        }
-        self.device.synchronize().map_err(step_error)?;
+        self.collect(batch, &wanted, head, &mut results)?;
         Ok(results.finish(self.config.vocab_size, self.config.hidden_size, batch))
     }
 
@@ -110,7 +99,7 @@ impl CudaModel {
         batch: &StepBatch<'_>,
         arrangement: &Arrangement,
         head: Head,
-    ) -> Result<(StepOutput, Vec<Option<TokenId>>), StepError> {
+    ) -> Result<StepOutput, StepError> {
         tables::fill(&mut self.tables, &self.spec, batch, arrangement, 0)?;
         let mut of_row = Vec::new();
         for (&entry, &first) in arrangement.order.iter().zip(&arrangement.first_rows) {
@@ -128,76 +117,127 @@ impl CudaModel {
             let wanted = self.step.wanted(part * HEAD_ROWS, rows.len());
             self.issue_final_norm(Some(wanted), rows.len())
                 .map_err(step_error)?;
-            let is_hidden = |entry: usize| matches!(batch.entries[entry].wants, Wants::Hidden(_));
-            if rows.iter().any(|(entry, _)| !is_hidden(*entry)) {
+            let rows: Vec<(usize, usize)> = rows.iter().map(|(entry, _)| *entry).zip(0..).collect();
+            let needs_head =
+                |(entry, _): &(usize, usize)| kind(&batch.entries[*entry].wants, head) != Kind::Hidden;
+            if rows.iter().any(needs_head) {
                 self.issue_head(rows.len()).map_err(step_error)?;
-                if head == Head::Choose {
-                    let chosen = self.fetch_chosen(rows.len())?;
-                    for (index, (entry, _)) in rows
-                        .iter()
-                        .enumerate()
-                        .filter(|(_, (entry, _))| !is_hidden(*entry))
-                    {
-                        results.chosen[*entry] = token(chosen[index])?;
-                    }
-                } else {
-                    let logits = self.fetch(Rowed::Logits, rows.len())?;
-                    for (index, (entry, _)) in rows
-                        .iter()
-                        .enumerate()
-                        .filter(|(_, (entry, _))| !is_hidden(*entry))
-                    {
-                        results.push(batch, *entry, index, &logits);
-                    }
-                }
             }
-            if rows.iter().any(|(entry, _)| is_hidden(*entry)) {
-                let hidden = self.fetch(Rowed::Hidden, rows.len())?;
-                for (index, (entry, _)) in rows
-                    .iter()
-                    .enumerate()
-                    .filter(|(_, (entry, _))| is_hidden(*entry))
-                {
-                    results.push(batch, *entry, index, &hidden);
-                }
-            }
+            self.collect(batch, &rows, head, &mut results)?;
         }
         self.device.synchronize().map_err(step_error)?;
         Ok(results.finish(self.config.vocab_size, self.config.hidden_size, batch))
     }
 
-    fn fetch_chosen(&mut self, n: usize) -> Result<Vec<i32>, StepError> {
-        let a = &mut self.activations;
-        a.host_chosen
-            .fetch(&self.device, n, a.chosen.all())
-            .map_err(step_error)?;
-        self.device.synchronize().map_err(step_error)?;
-        Ok(a.host_chosen.values()[..n].to_vec())
-    }
-
-    /// The first `n` rows of logits or hidden states.
-    fn fetch(&mut self, what: Rowed, n: usize) -> Result<Rows, StepError> {
-        let a = &mut self.activations;
-        let (from, width) = match what {
-            Rowed::Logits => (&a.logits, self.config.vocab_size),
-            Rowed::Hidden => (&a.hidden_f32, self.config.hidden_size),
+    /// Brings to the host what is wanted of rows whose final norm, and head if they need it, have been issued:
+    /// pairs of an entry and a row. Waits until it is there.
+    fn collect(
+        &mut self,
+        batch: &StepBatch<'_>,
+        rows: &[(usize, usize)],
+        head: Head,
+        results: &mut Results,
+    ) -> Result<(), StepError> {
+        let of_kind = |wanted: Kind| -> Vec<(usize, usize)> {
+            let is_wanted = |(entry, _): &(usize, usize)| kind(&batch.entries[*entry].wants, head) == wanted;
+            rows.iter().copied().filter(is_wanted).collect()
         };
-        a.host
-            .fetch(&self.device, n * width, from.all())
+        for wanted in [Kind::Logits, Kind::Hidden] {
+            let rows = of_kind(wanted);
+            if rows.is_empty() {
+                continue;
+            }
+            let values = self.fetch(wanted, &rows)?;
+            for ((entry, _), row) in rows.iter().zip(values.iter()) {
+                results.push(batch, *entry, row);
+            }
+        }
+        let rows = of_kind(Kind::Token);
+        for (&(entry, _), token) in rows.iter().zip(self.fetch_tokens(batch, &rows)?) {
+            results.chosen[entry] = token;
+        }
+        self.device.synchronize().map_err(step_error)
+    }
+
+    /// The token chosen of each row; none where logits are not numbers. Most likely ones were chosen with the head.
+    fn fetch_tokens(
+        &mut self,
+        batch: &StepBatch<'_>,
+        rows: &[(usize, usize)],
+    ) -> Result<Vec<Option<TokenId>>, StepError> {
+        let Some(n_rows) = rows.iter().map(|(_, row)| row + 1).max() else {
+            return Ok(Vec::new());
+        };
+        self.choices.clear();
+        for &(entry, row) in rows {
+            if let Wants::Sample(sampling) = batch.entries[entry].wants
+                && !sampling.is_plain_greedy()
+            {
+                choose_row(&mut self.choices, &sampling, row);
+            }
+        }
+        let (device, a) = (&self.device, &mut self.activations);
+        if !self.choices.choices.is_empty() {
+            let (logits, chosen) = (a.logits.all(), a.chosen.all());
+            let vocab = self.config.vocab_size;
+            a.choices
+                .choose(device, &self.choices, logits, vocab, chosen)
+                .map_err(step_error)?;
+        }
+        a.host_chosen
+            .fetch(device, n_rows, a.chosen.all())
             .map_err(step_error)?;
-        self.device.synchronize().map_err(step_error)?;
-        Ok(Rows::new(width, a.host.values()[..n * width].to_vec()))
+        device.synchronize().map_err(step_error)?;
+        let chosen = a.host_chosen.values();
+        Ok(rows
+            .iter()
+            .map(|(_, row)| u32::try_from(chosen[*row]).ok())
+            .collect())
+    }
+
+    /// These rows of logits or hidden states.
+    fn fetch(&mut self, what: Kind, rows: &[(usize, usize)]) -> Result<Rows, StepError> {
+        let (device, a) = (&self.device, &mut self.activations);
+        let (from, width) = match what {
+            Kind::Hidden => (&a.hidden_f32, self.config.hidden_size),
+            Kind::Logits | Kind::Token => (&a.logits, self.config.vocab_size),
+        };
+        for (place, (_, row)) in rows.iter().enumerate() {
+            let from = from.part(row * width * 4, width * 4);
+            a.host
+                .fetch_at(device, place * width, width, from)
+                .map_err(step_error)?;
+        }
+        device.synchronize().map_err(step_error)?;
+        Ok(Rows::new(width, a.host.values()[..rows.len() * width].to_vec()))
     }
 }
 
-enum Rowed {
-    Logits,
-    Hidden,
-}
-
-/// A chosen token; the device says -1 where logits were not numbers.
-fn token(chosen: i32) -> Result<Option<TokenId>, StepError> {
-    u32::try_from(chosen).map(Some).map_err(|_| StepError::NotFinite)
+/// Adds the choice of a token of a row.
+fn choose_row(choices: &mut Choices, sampling: &Sampling<'_>, row: usize) {
+    let first_edit = choices.edits.len() as i32;
+    let seen = sampling.seen.iter();
+    choices
+        .edits
+        .extend(seen.map(|seen| [seen.id as i32, seen.generated as i32]));
+    choices
+        .edits
+        .extend(sampling.forbidden.iter().map(|id| [*id as i32, 0]));
+    choices.choices.push(Choice {
+        draw: sampling.draw,
+        row: row as i32,
+        place: row as i32,
+        first_edit,
+        n_seen: sampling.seen.len() as i32,
+        n_forbidden: sampling.forbidden.len() as i32,
+        temperature: sampling.temperature,
+        top_k: i32::try_from(sampling.top_k).unwrap_or(i32::MAX),
+        top_p: sampling.top_p,
+        min_p: sampling.min_p,
+        repetition: sampling.repetition_penalty,
+        presence: sampling.presence_penalty,
+        frequency: sampling.frequency_penalty,
+    });
 }
 
 /// Rows of an entry that something is wanted of, counted from its first.
@@ -206,7 +246,7 @@ fn wanted_rows(entry: &StepEntry<'_>, head: Head) -> std::ops::Range<usize> {
     match entry.wants {
         Wants::Nothing => 0..0,
         Wants::AllLogits if head == Head::Choose => n - 1..n,
-        Wants::LastLogits | Wants::Hidden(HiddenRows::Last) => n - 1..n,
+        Wants::LastLogits | Wants::Sample(_) | Wants::Hidden(HiddenRows::Last) => n - 1..n,
         Wants::Hidden(HiddenRows::First) => 0..1,
         Wants::AllLogits | Wants::Hidden(HiddenRows::Sum | HiddenRows::WeightedSum | HiddenRows::All) => 0..n,
     }
@@ -228,9 +268,8 @@ impl Results {
         }
     }
 
-    /// Gives row `index` of `rows` to `entry`: its next one, or a part of its sum.
-    fn push(&mut self, batch: &StepBatch<'_>, entry: usize, index: usize, rows: &Rows) {
-        let Some(row) = rows.iter().nth(index) else { return };
+    /// Gives a row to `entry`: its next one, or a part of its sum.
+    fn push(&mut self, batch: &StepBatch<'_>, entry: usize, row: &[f32]) {
         let values = &mut self.values[entry];
         self.n_rows[entry] += 1;
         let position = (batch.entries[entry].start + self.n_rows[entry]) as f32;
@@ -243,18 +282,16 @@ impl Results {
         values.iter_mut().zip(row).for_each(|(sum, x)| *sum += weight * x);
     }
 
-    fn finish(
-        self,
-        vocab_size: usize,
-        hidden_size: usize,
-        batch: &StepBatch<'_>,
-    ) -> (StepOutput, Vec<Option<TokenId>>) {
+    fn finish(self, vocab_size: usize, hidden_size: usize, batch: &StepBatch<'_>) -> StepOutput {
         let rows = |(values, entry): (Vec<f32>, &StepEntry<'_>)| match entry.wants {
             _ if values.is_empty() => Rows::default(),
             Wants::Hidden(_) => Rows::new(hidden_size, values),
             _ => Rows::new(vocab_size, values),
         };
         let entries = self.values.into_iter().zip(batch.entries).map(rows).collect();
-        (StepOutput { entries }, self.chosen)
+        StepOutput {
+            entries,
+            chosen: self.chosen,
+        }
     }
 }

@@ -7,7 +7,7 @@ use crate::backend::EventSink;
 use crate::completion::{Completion, Vocabulary};
 use crate::event::{Event, PromptInfo, TokenLogprobs};
 use crate::ids::{RequestId, SeqId, TokenId};
-use crate::model::{Rows, Wants};
+use crate::model::{ModelSpec, Rows, Wants};
 use crate::pooler::Pooler;
 use crate::queue::Place;
 use crate::request::GenerateRequest;
@@ -62,7 +62,7 @@ impl Group {
 
 impl Sequence {
     /// What is needed of the model for an item of this sequence.
-    pub(super) fn wants(&self, item: &PlanItem) -> Wants {
+    pub(super) fn wants(&self, item: &PlanItem, spec: &ModelSpec) -> Wants<'_> {
         match &self.work {
             Work::Embed(pooler) => pooler
                 .wants(item.start, item.completes)
@@ -71,8 +71,12 @@ impl Sequence {
                 prompt_logprobs: Some(_),
                 ..
             } => Wants::AllLogits,
-            Work::Generate { .. } if item.completes => Wants::LastLogits,
-            Work::Generate { .. } => Wants::Nothing,
+            Work::Generate { .. } if !item.completes => Wants::Nothing,
+            // One row of logits serves all completions that begin here.
+            Work::Generate { siblings, .. } if !spec.samples || !siblings.is_empty() => Wants::LastLogits,
+            Work::Generate { completion, .. } => completion
+                .sampling(spec.vocab_size)
+                .map_or(Wants::LastLogits, Wants::Sample),
         }
     }
 }

@@ -14,6 +14,7 @@ use crate::testing::{self, EOS, FakeModel, byte_tokenizer};
 use self::bench::*;
 
 mod bench;
+mod sampling;
 
 #[test]
 fn greedy_tokens_are_the_models_whatever_the_chunk() {

@@ -3,6 +3,28 @@
 use crate::ids::TokenId;
 use crate::request::SamplingParams;
 
+/// What narrows the choice down, and how far it strays from the likeliest token.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Filters {
+    pub(crate) temperature: f32,
+    pub(crate) top_k: u32,
+    pub(crate) typical_p: f32,
+    pub(crate) top_p: f32,
+    pub(crate) min_p: f32,
+}
+
+impl Filters {
+    pub(super) fn of(params: &SamplingParams) -> Self {
+        Self {
+            temperature: params.temperature,
+            top_k: params.top_k,
+            typical_p: params.typical_p,
+            top_p: params.top_p,
+            min_p: params.min_p,
+        }
+    }
+}
+
 /// A token that may be drawn, and how likely it is among those that are left.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Candidate {
@@ -11,7 +33,7 @@ pub(super) struct Candidate {
 }
 
 /// What the filters leave of a row of adjusted logits, likeliest first unless every filter is off.
-pub(super) fn candidates(params: &SamplingParams, logits: &[f32]) -> Vec<Candidate> {
+pub(super) fn candidates(params: &Filters, logits: &[f32]) -> Vec<Candidate> {
     let mut kept: Vec<(TokenId, f32)> = logits
         .iter()
         .enumerate()

@@ -67,7 +67,7 @@ fn filters_leave_what_they_should() {
     // Probabilities 0.5, 0.25, 0.15, 0.1.
     let logits: Vec<f32> = [0.5f32, 0.25, 0.15, 0.1].iter().map(|p| p.ln()).collect();
     let left = |options: SamplingOptions| -> Vec<TokenId> {
-        let mut ids: Vec<_> = filter::candidates(&params(options), &logits)
+        let mut ids: Vec<_> = filter::candidates(&Filters::of(&params(options)), &logits)
             .iter()
             .map(|c| c.id)
             .collect();
@@ -149,7 +149,7 @@ fn penalties_bias_and_lists_move_logits_as_documented() {
         let params = params(options);
         let mut sampler = Sampler::new(&params, 0, prompt);
         for id in generated {
-            *sampler.generated.entry(*id).or_insert(0) += 1;
+            sampler.note(*id);
         }
         sampler.adjust(&params, &logits, &[])
     };
@@ -247,7 +247,7 @@ proptest! {
             temperature: Some(temperature), top_k: Some(top_k), top_p: Some(top_p), min_p: Some(min_p),
             typical_p: Some(typical_p), seed: Some(seed), ..Default::default()
         });
-        let candidates = filter::candidates(&params, &logits);
+        let candidates = filter::candidates(&Filters::of(&params), &logits);
         prop_assert!(!candidates.is_empty());
         let token = Sampler::new(&params, 0, &[]).sample(&params, &logits, &[]).unwrap();
         prop_assert!(candidates.iter().any(|c| c.id == token));

@@ -152,6 +152,7 @@ impl Device {
                 "random_bf16",
                 "read_all"
             ),
+            module!("sample", "sample"),
         ];
         for (code, names) in modules {
             // SAFETY: `code` is a whole cubin made by nvcc, and names its own length.

@@ -187,9 +187,20 @@ impl<T: Pod> Pinned<T> {
 
     /// Begins to copy `count` values from a span to its beginning; they are there after [`Device::synchronize`].
     pub fn fetch(&mut self, device: &Device, count: usize, from: Span<'_>) -> Result<(), GpuError> {
+        self.fetch_at(device, 0, count, from)
+    }
+
+    /// The same, to its values from `at` on.
+    pub fn fetch_at(
+        &mut self,
+        device: &Device,
+        at: usize,
+        count: usize,
+        from: Span<'_>,
+    ) -> Result<(), GpuError> {
         let from = from.holding(count, size_of::<T>());
         // SAFETY: as in `send`.
-        unsafe { result::memcpy_dtoh_async(&mut self.values_mut()[..count], from, device.stream()) }
+        unsafe { result::memcpy_dtoh_async(&mut self.values_mut()[at..at + count], from, device.stream()) }
             .during("copying from the device")
     }
 }
