@@ -117,6 +117,8 @@ pub struct GrpcConfig {
     pub max_connection_age_grace: Duration,
     /// Serve reflection.
     pub reflection: bool,
+    /// Serve the default model by `vllm.grpc.engine.VllmEngine` too, for the routers of the field.
+    pub vllm_facade: bool,
 }
 
 impl Default for GrpcConfig {
@@ -140,6 +142,7 @@ impl Default for GrpcConfig {
             max_connection_age: None,
             max_connection_age_grace: Duration::from_secs(600),
             reflection: true,
+            vllm_facade: false,
         }
     }
 }

@@ -5,11 +5,12 @@
 
 use std::sync::Arc;
 
-use baichuan_proto::FILE_DESCRIPTOR_SET;
 use baichuan_proto::v1::admin_service_server::AdminServiceServer;
 use baichuan_proto::v1::control_service_server::ControlServiceServer;
 use baichuan_proto::v1::inference_service_server::InferenceServiceServer;
 use baichuan_proto::v1::model_service_server::ModelServiceServer;
+use baichuan_proto::vllm::grpc::engine::vllm_engine_server::VllmEngineServer;
+use baichuan_proto::{FILE_DESCRIPTOR_SET, ROUTERS_FILE_DESCRIPTOR_SET};
 use tonic::codec::CompressionEncoding::Gzip;
 use tonic::service::Routes;
 
@@ -29,6 +30,7 @@ pub(crate) mod pipeline;
 pub(crate) mod serve;
 mod status;
 mod text;
+mod vllm;
 
 /// All services, each with its limits. Compressed requests are accepted; responses are compressed for callers that
 /// accept it.
@@ -57,11 +59,19 @@ pub(crate) fn routes(app: &Arc<App>) -> Result<Routes, tonic_reflection::server:
     if app.config.admin.grpc {
         routes.add_service(limited!(AdminServiceServer::new(admin::Admin(app.clone()))));
     }
+    let facade = app.config.grpc.vllm_facade;
+    if facade {
+        routes.add_service(limited!(VllmEngineServer::new(vllm::Facade(app.clone()))));
+    }
     if app.config.grpc.reflection {
         let reflection = || {
-            tonic_reflection::server::Builder::configure()
+            let builder = tonic_reflection::server::Builder::configure()
                 .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
-                .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+                .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET);
+            match facade {
+                true => builder.register_encoded_file_descriptor_set(ROUTERS_FILE_DESCRIPTOR_SET),
+                false => builder,
+            }
         };
         routes
             .add_service(limited!(reflection().build_v1()?))

@@ -6,7 +6,16 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use prost::Message;
 
-const PROTOS: [&str; 5] = ["inference", "sampling", "model", "control", "admin"];
+/// The server's own interface.
+const OWN: [&str; 5] = [
+    "baichuan/v1/inference.proto",
+    "baichuan/v1/sampling.proto",
+    "baichuan/v1/model.proto",
+    "baichuan/v1/control.proto",
+    "baichuan/v1/admin.proto",
+];
+/// The interface of the field's routers.
+const ROUTERS: [&str; 2] = ["vllm/engine.proto", "smg/common.proto"];
 
 /// Writes `crates/proto/src/generated`; with `check`, only compares.
 pub(crate) fn run(check: bool) -> anyhow::Result<()> {
@@ -33,14 +42,27 @@ pub(crate) fn run(check: bool) -> anyhow::Result<()> {
     result
 }
 
-/// Generates into `out` and names the files made.
+/// Generates into `out` and names the files made. Each interface has descriptors of its own: reflection tells of
+/// the routers' only where it is served.
 fn generate(protos: &Path, out: &Path) -> anyhow::Result<Vec<PathBuf>> {
-    let files = PROTOS.map(|name| protos.join(format!("baichuan/v1/{name}.proto")));
-    let descriptors = protox::compile(files, [protos])?;
-    fs::write(out.join("descriptors.bin"), descriptors.encode_to_vec())?;
+    let own = protox::compile(OWN, [protos])?;
+    fs::write(out.join("descriptors.bin"), own.encode_to_vec())?;
     tonic_prost_build::configure()
         .bytes("baichuan.v1.Embedding.data")
         .out_dir(out)
-        .compile_fds(descriptors)?;
-    Ok(vec!["baichuan.v1.rs".into(), "descriptors.bin".into()])
+        .compile_fds(own)?;
+    let routers = protox::compile(ROUTERS, [protos])?;
+    fs::write(out.join("routers.bin"), routers.encode_to_vec())?;
+    tonic_prost_build::configure()
+        .bytes("smg.grpc.common.GetTokenizerChunk.data")
+        .out_dir(out)
+        .compile_fds(routers)?;
+    let files = [
+        "baichuan.v1.rs",
+        "descriptors.bin",
+        "smg.grpc.common.rs",
+        "vllm.grpc.engine.rs",
+        "routers.bin",
+    ];
+    Ok(files.map(PathBuf::from).to_vec())
 }

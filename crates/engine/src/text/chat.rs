@@ -125,6 +125,12 @@ impl ChatTemplate {
         Self::new(file.display().to_string(), &source, SpecialTokens::from_dir(dir)?).map(Some)
     }
 
+    /// What it was compiled from.
+    pub fn source(&self) -> String {
+        let template = self.environment.get_template(NAME);
+        template.map_or_else(|_| String::new(), |template| template.source().to_owned())
+    }
+
     /// The prompt for `messages`.
     ///
     /// Tokens that a message spells out are in it like those the template writes; to keep them apart, make the

@@ -140,6 +140,7 @@ fn grpc(raw: RawGrpc, findings: &mut Findings) -> GrpcConfig {
         max_connection_age: raw.max_connection_age.unwrap_or(Limit(d.max_connection_age)).0,
         max_connection_age_grace: time(raw.max_connection_age_grace, d.max_connection_age_grace),
         reflection: raw.reflection.unwrap_or(d.reflection),
+        vllm_facade: raw.vllm_facade.unwrap_or(d.vllm_facade),
     };
     findings.at_least_one("grpc.max_decoding_message_bytes", grpc.max_decoding_message_bytes);
     findings.at_least_one("grpc.max_encoding_message_bytes", grpc.max_encoding_message_bytes);

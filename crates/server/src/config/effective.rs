@@ -46,6 +46,7 @@ impl Config {
                 max_connection_age: Some(Limit(grpc.max_connection_age)),
                 max_connection_age_grace: Some(Human(grpc.max_connection_age_grace)),
                 reflection: Some(grpc.reflection),
+                vllm_facade: Some(grpc.vllm_facade),
             },
             requests: RawRequests {
                 text_threads: Some(requests.text_threads),

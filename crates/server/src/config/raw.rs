@@ -269,6 +269,8 @@ pub(crate) struct RawGrpc {
     pub(crate) max_connection_age_grace: Option<Human<Duration>>,
     /// Serve gRPC reflection, v1 and v1alpha.
     pub(crate) reflection: Option<bool>,
+    /// Serve the default model by `vllm.grpc.engine.VllmEngine` too, for routers such as SMG and llm-d.
+    pub(crate) vllm_facade: Option<bool>,
 }
 
 /// What a call may ask of the server.

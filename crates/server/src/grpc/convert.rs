@@ -10,6 +10,7 @@ pub(super) mod events;
 pub(super) mod generate;
 pub(super) mod model;
 pub(super) mod prompt;
+pub(super) mod vllm;
 
 /// Gathers violations over a whole request.
 #[derive(Default)]

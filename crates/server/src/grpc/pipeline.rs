@@ -25,8 +25,12 @@ use crate::app::App;
 use crate::error::{ApiError, Exhausted};
 use crate::telemetry::rpc_metrics::StartedRpc;
 
-/// Paths under the limit on calls; health, control and reflection answer whatever is going on.
-const LIMITED: &str = "/baichuan.v1.InferenceService/";
+/// Beginnings of paths under the limit on calls; health, control and reflection answer whatever is going on.
+const LIMITED: [&str; 3] = [
+    "/baichuan.v1.InferenceService/",
+    "/vllm.grpc.engine.VllmEngine/Generate",
+    "/vllm.grpc.engine.VllmEngine/Embed",
+];
 
 /// The way of every call to the services and back.
 #[derive(Clone)]
@@ -51,7 +55,10 @@ impl Pipeline {
         let mut request = request.map(Body::new);
         let id = name(request.headers_mut());
         let rpc = self.app.metrics.rpc.start(request.uri().path());
-        let room = if request.uri().path().starts_with(LIMITED) {
+        let is_limited = LIMITED
+            .iter()
+            .any(|beginning| request.uri().path().starts_with(beginning));
+        let room = if is_limited {
             match self.room.clone().try_acquire_owned() {
                 Ok(room) => Some(room),
                 Err(_) => return Ok(watch(self.full(&id).into_http(), rpc, None)),

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use baichuan_proto::FILE_DESCRIPTOR_SET;
+use baichuan_proto::{FILE_DESCRIPTOR_SET, ROUTERS_FILE_DESCRIPTOR_SET};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -126,6 +126,7 @@ fn methods() -> HashMap<String, MethodLabels> {
     let mut methods = HashMap::new();
     for set in [
         FILE_DESCRIPTOR_SET,
+        ROUTERS_FILE_DESCRIPTOR_SET,
         tonic_health::pb::FILE_DESCRIPTOR_SET,
         tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET,
         tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET,

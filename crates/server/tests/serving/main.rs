@@ -4,6 +4,7 @@
 
 mod admin;
 mod embed;
+mod facade;
 mod generate;
 mod health;
 mod limits;

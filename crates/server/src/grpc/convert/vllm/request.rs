@@ -1,0 +1,215 @@
+//! The routers' requests as `baichuan.v1` has them; bounds are checked there, absences here.
+
+use baichuan_engine::Violation;
+use baichuan_proto::v1;
+use baichuan_proto::vllm::grpc::engine as pb;
+
+use super::reply::Reply;
+use crate::error::ApiError;
+use crate::grpc::convert::Findings;
+
+/// A generation's request, and what will make its replies.
+pub(in crate::grpc) fn generate(
+    request: pb::GenerateRequest,
+) -> Result<(v1::GenerateRequest, Reply), ApiError> {
+    refuse_lacking(&request)?;
+    let mut findings = Findings::default();
+    let params = request.sampling_params.unwrap_or_default();
+    let first_token = match &request.input {
+        Some(pb::generate_request::Input::Tokenized(ids)) => ids.input_ids.first().copied(),
+        _ => None,
+    };
+    findings.that(
+        params.prompt_logprobs.is_none() || first_token.is_some(),
+        "sampling_params.prompt_logprobs",
+        || "needs a prompt in tokenized".into(),
+    );
+    let reply = Reply::new(request.stream, params.prompt_logprobs.and(first_token));
+    let truncate = match params.truncate_prompt_tokens {
+        None | Some(-1) => None,
+        asked => unsigned("sampling_params.truncate_prompt_tokens", asked, &mut findings),
+    };
+    let output = v1::OutputOptions {
+        logprobs: unsigned("sampling_params.logprobs", params.logprobs, &mut findings),
+        prompt_logprobs: unsigned(
+            "sampling_params.prompt_logprobs",
+            params.prompt_logprobs,
+            &mut findings,
+        ),
+        return_token_ids: Some(true),
+        return_text: Some(false),
+        skip_special_tokens: Some(params.skip_special_tokens),
+        stream_interval: None,
+    };
+    let logit_bias = params
+        .logit_bias
+        .iter()
+        .filter_map(|(id, bias)| {
+            let field = format!("sampling_params.logit_bias[{id}]");
+            unsigned(&field, Some(*id), &mut findings).map(|id| (id, *bias))
+        })
+        .collect();
+    let sampling = v1::SamplingParams {
+        temperature: params.temperature,
+        top_p: unless_zero(params.top_p),
+        top_k: Some(params.top_k),
+        min_p: Some(params.min_p),
+        repetition_penalty: unless_zero(params.repetition_penalty),
+        presence_penalty: Some(params.presence_penalty),
+        frequency_penalty: Some(params.frequency_penalty),
+        logit_bias,
+        seed: params
+            .seed
+            .filter(|seed| *seed != -1)
+            .map(|seed| u64::from(seed.cast_unsigned())),
+        n: (params.n != 0).then_some(params.n),
+        ..v1::SamplingParams::default()
+    };
+    let stopping = v1::StoppingParams {
+        max_tokens: params.max_tokens,
+        min_tokens: Some(params.min_tokens),
+        stop: params.stop,
+        stop_token_ids: params.stop_token_ids,
+        include_stop_str_in_output: Some(params.include_stop_str_in_output),
+        ignore_eos: Some(params.ignore_eos),
+    };
+    findings.done()?;
+    let own = v1::GenerateRequest {
+        request_id: request.request_id,
+        prompt: request.input.map(prompt),
+        sampling: Some(sampling),
+        stopping: Some(stopping),
+        output: Some(output),
+        truncate_prompt_tokens: truncate,
+        ..v1::GenerateRequest::default()
+    };
+    Ok((own, reply))
+}
+
+/// An embedding's request: one input, pooled as the model wants it, of length 1.
+pub(in crate::grpc) fn embed(request: pb::EmbedRequest) -> Result<v1::EmbedRequest, ApiError> {
+    let Some(tokenized) = request.tokenized else {
+        return Err(ApiError::invalid("tokenized", "must be set"));
+    };
+    let ids = v1::TokenIds {
+        ids: tokenized.input_ids,
+    };
+    Ok(v1::EmbedRequest {
+        request_id: request.request_id,
+        inputs: vec![v1::EmbedInput {
+            input: Some(v1::embed_input::Input::TokenIds(ids)),
+        }],
+        ..v1::EmbedRequest::default()
+    })
+}
+
+/// There is one rank, numbered 0.
+pub(in crate::grpc) fn check_rank(field: &str, rank: Option<i32>) -> Result<(), ApiError> {
+    match rank {
+        None | Some(0) => Ok(()),
+        Some(rank) => Err(ApiError::invalid(
+            field,
+            format!("there is one rank, numbered 0, got {rank}"),
+        )),
+    }
+}
+
+/// Violations of an own request under the names that its sender knows.
+pub(in crate::grpc) fn renamed(error: ApiError) -> ApiError {
+    match error {
+        ApiError::Invalid(mut violations) => {
+            violations.0.iter_mut().for_each(rename);
+            ApiError::Invalid(violations)
+        }
+        other => other,
+    }
+}
+
+fn rename(violation: &mut Violation) {
+    const NAMES: [(&str, &str); 7] = [
+        ("sampling.", "sampling_params."),
+        ("stopping.", "sampling_params."),
+        ("output.", "sampling_params."),
+        ("truncate_prompt_tokens", "sampling_params.truncate_prompt_tokens"),
+        ("token_ids.ids", "tokenized.input_ids"),
+        ("inputs[0].token_ids.ids", "tokenized.input_ids"),
+        ("prompt", "input"),
+    ];
+    for (own, theirs) in NAMES {
+        if let Some(rest) = violation.field.strip_prefix(own) {
+            violation.field = format!("{theirs}{rest}");
+            return;
+        }
+    }
+}
+
+/// What no backend here can do.
+fn refuse_lacking(request: &pb::GenerateRequest) -> Result<(), ApiError> {
+    use pb::sampling_params::Constraint;
+    let lacking = |field, feature: &str| {
+        Err(ApiError::Unsupported {
+            field,
+            feature: feature.into(),
+        })
+    };
+    const MEDIA: &str = "input other than text";
+    const TRANSFER: &str = "prefill and decode on different workers";
+    const CONSTRAINT: &str = "constrained output";
+    if request.mm_inputs.is_some() {
+        return lacking("mm_inputs", MEDIA);
+    }
+    if !request.extra_mm_inputs.is_empty() {
+        return lacking("extra_mm_inputs", MEDIA);
+    }
+    if request.media_refs.is_some() {
+        return lacking("media_refs", MEDIA);
+    }
+    if request.kv_transfer_params.is_some() {
+        return lacking("kv_transfer_params", TRANSFER);
+    }
+    if request.kv_transfer_params_json.is_some() {
+        return lacking("kv_transfer_params_json", TRANSFER);
+    }
+    let constraint = request
+        .sampling_params
+        .as_ref()
+        .and_then(|params| params.constraint.as_ref());
+    if let Some(constraint) = constraint {
+        let field = match constraint {
+            Constraint::JsonSchema(_) => "sampling_params.json_schema",
+            Constraint::Regex(_) => "sampling_params.regex",
+            Constraint::Grammar(_) => "sampling_params.grammar",
+            Constraint::StructuralTag(_) => "sampling_params.structural_tag",
+            Constraint::JsonObject(_) => "sampling_params.json_object",
+            Constraint::Choice(_) => "sampling_params.choice",
+        };
+        return lacking(field, CONSTRAINT);
+    }
+    check_rank("data_parallel_rank", request.data_parallel_rank)
+}
+
+fn prompt(input: pb::generate_request::Input) -> v1::generate_request::Prompt {
+    match input {
+        pb::generate_request::Input::Tokenized(tokenized) => {
+            v1::generate_request::Prompt::TokenIds(v1::TokenIds {
+                ids: tokenized.input_ids,
+            })
+        }
+        pb::generate_request::Input::Text(text) => v1::generate_request::Prompt::Text(text),
+    }
+}
+
+/// A number that the wire could carry with a sign.
+fn unsigned(field: &str, value: Option<i32>, findings: &mut Findings) -> Option<u32> {
+    let value = value?;
+    findings.that(value >= 0, field, || format!("must not be negative, got {value}"));
+    u32::try_from(value).ok()
+}
+
+/// Zero stands for "not said".
+fn unless_zero(value: f32) -> Option<f32> {
+    (value != 0.0).then_some(value)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,236 @@
+//! `vllm.grpc.engine.VllmEngine`: the default model for the routers of the field, served only when enabled.
+//!
+//! A facade: each request becomes one of `baichuan.v1` and takes its way, so limits, deadlines, identity, metrics and
+//! the gate that closes on draining are the same ones. What this server lacks is refused by the field's name.
+
+use std::sync::Arc;
+
+use baichuan_engine::{Backend, RequestId};
+use baichuan_proto::smg::grpc::common;
+use baichuan_proto::vllm::grpc::engine as pb;
+use baichuan_proto::vllm::grpc::engine::vllm_engine_server::VllmEngine;
+use futures::stream::{self, BoxStream, StreamExt};
+use tonic::{Request, Response, Status};
+
+use super::convert::vllm::{describe, reply::Reply, request};
+use super::generate::Generation;
+use super::meta::{Meta, answer, failure};
+use super::{embed, generate};
+use crate::app::App;
+use crate::build_info;
+use crate::error::ApiError;
+
+mod archive;
+
+/// The service.
+pub(super) struct Facade(pub(super) Arc<App>);
+
+type Messages<T> = BoxStream<'static, Result<T, Status>>;
+
+impl Facade {
+    fn backend(&self) -> Result<&Arc<dyn Backend>, ApiError> {
+        self.0.models.backend("")
+    }
+
+    async fn generation(
+        &self,
+        id: &RequestId,
+        meta: &Meta,
+        request: pb::GenerateRequest,
+    ) -> Result<Messages<pb::GenerateResponse>, ApiError> {
+        let (request, reply) = request::generate(request)?;
+        let generation = generate::start(&self.0, id, meta, request).await;
+        let generation = generation.map_err(request::renamed)?;
+        Ok(messages(self.0.clone(), id.clone(), generation, reply))
+    }
+
+    fn health(&self) -> Result<pb::HealthCheckResponse, ApiError> {
+        // Not there yet is another thing than not well: routers take a worker up at its first answer.
+        self.backend()?;
+        let app = &self.0;
+        let healthy = app.health.state().ready;
+        let message = match healthy {
+            true => "ready",
+            false if app.models.any_dead() => "an engine has stopped",
+            false => "not ready: loading or draining",
+        };
+        Ok(pb::HealthCheckResponse {
+            healthy,
+            message: message.to_owned(),
+        })
+    }
+
+    fn checkpoint(&self) -> Result<&std::path::Path, ApiError> {
+        let name = self.0.models.default_name();
+        let config = self.0.config.models.iter().find(|m| m.name == name);
+        config
+            .map(|m| m.path.as_path())
+            .ok_or_else(|| ApiError::Internal {
+                cause: format!("the default model {name:?} is not configured"),
+            })
+    }
+
+    fn model_info(&self) -> Result<pb::GetModelInfoResponse, ApiError> {
+        Ok(describe::model(self.backend()?.info(), self.checkpoint()?))
+    }
+
+    fn server_info(&self) -> Result<pb::GetServerInfoResponse, ApiError> {
+        let app = &self.0;
+        let backend = self.backend()?;
+        let stats = backend.stats();
+        let stats = stats.borrow();
+        Ok(pb::GetServerInfoResponse {
+            active_requests: super::convert::clamp(app.calls.n_running()),
+            is_paused: app.calls.is_draining(),
+            uptime_seconds: app.started.elapsed().as_secs_f64(),
+            ..describe::server(backend.info(), &stats)
+        })
+    }
+
+    fn loads(&self, request: &pb::GetLoadsRequest) -> Result<pb::GetLoadsResponse, ApiError> {
+        request::check_rank("dp_rank", request.dp_rank)?;
+        let load = describe::load(&self.backend()?.stats().borrow());
+        Ok(pb::GetLoadsResponse {
+            timestamp: humantime::format_rfc3339(std::time::SystemTime::now()).to_string(),
+            version: build_info::VERSION.to_owned(),
+            dp_rank_count: 1,
+            loads: vec![load],
+        })
+    }
+
+    async fn tokenizer(&self) -> Result<Messages<common::GetTokenizerChunk>, ApiError> {
+        let dir = self.checkpoint()?.to_owned();
+        let template = self.backend()?.info().chat_template.clone();
+        let packed = self.0.text.run(move || archive::pack(&dir, template.as_ref()));
+        let pieces = packed.await?.map_err(|error| ApiError::Internal {
+            cause: format!("the tokenizer's files cannot be packed: {error}"),
+        })?;
+        Ok(stream::iter(pieces).map(Ok).boxed())
+    }
+}
+
+#[async_trait::async_trait]
+impl VllmEngine for Facade {
+    type GenerateStream = Messages<pb::GenerateResponse>;
+    type GetTokenizerStream = Messages<common::GetTokenizerChunk>;
+    type SubscribeKvEventsStream = Messages<common::KvEventBatch>;
+
+    async fn generate(
+        &self,
+        request: Request<pb::GenerateRequest>,
+    ) -> Result<Response<Self::GenerateStream>, Status> {
+        let meta = Meta::of(&request);
+        let request = request.into_inner();
+        let id = meta.request_id(&request.request_id);
+        answer(&self.0, &id, self.generation(&id, &meta, request).await)
+    }
+
+    async fn embed(&self, request: Request<pb::EmbedRequest>) -> Result<Response<pb::EmbedResponse>, Status> {
+        let meta = Meta::of(&request);
+        let request = request.into_inner();
+        let id = meta.request_id(&request.request_id);
+        let embedded = async {
+            let response = embed::embed(&self.0, &id, &meta, request::embed(request)?).await;
+            describe::embedding(response.map_err(request::renamed)?)
+        };
+        answer(&self.0, &id, embedded.await)
+    }
+
+    async fn health_check(
+        &self,
+        request: Request<pb::HealthCheckRequest>,
+    ) -> Result<Response<pb::HealthCheckResponse>, Status> {
+        let id = Meta::of(&request).request_id("");
+        answer(&self.0, &id, self.health())
+    }
+
+    async fn flush_cache(
+        &self,
+        request: Request<common::FlushCacheRequest>,
+    ) -> Result<Response<common::FlushCacheResponse>, Status> {
+        let id = Meta::of(&request).request_id("");
+        let response = common::FlushCacheResponse {
+            success: true,
+            message: "nothing is cached beyond a request's end".to_owned(),
+        };
+        answer(&self.0, &id, Ok(response))
+    }
+
+    async fn abort(&self, request: Request<pb::AbortRequest>) -> Result<Response<pb::AbortResponse>, Status> {
+        let id = Meta::of(&request).request_id("");
+        for named in &request.get_ref().request_ids {
+            // A router aborts what it no longer reads, whether or not it has ended.
+            let _ = self.0.calls.abort(named);
+        }
+        answer(&self.0, &id, Ok(pb::AbortResponse {}))
+    }
+
+    async fn get_model_info(
+        &self,
+        request: Request<pb::GetModelInfoRequest>,
+    ) -> Result<Response<pb::GetModelInfoResponse>, Status> {
+        let id = Meta::of(&request).request_id("");
+        answer(&self.0, &id, self.model_info())
+    }
+
+    async fn get_server_info(
+        &self,
+        request: Request<pb::GetServerInfoRequest>,
+    ) -> Result<Response<pb::GetServerInfoResponse>, Status> {
+        let id = Meta::of(&request).request_id("");
+        answer(&self.0, &id, self.server_info())
+    }
+
+    async fn get_loads(
+        &self,
+        request: Request<pb::GetLoadsRequest>,
+    ) -> Result<Response<pb::GetLoadsResponse>, Status> {
+        let id = Meta::of(&request).request_id("");
+        answer(&self.0, &id, self.loads(request.get_ref()))
+    }
+
+    async fn get_tokenizer(
+        &self,
+        request: Request<common::GetTokenizerRequest>,
+    ) -> Result<Response<Self::GetTokenizerStream>, Status> {
+        let id = Meta::of(&request).request_id("");
+        answer(&self.0, &id, self.tokenizer().await)
+    }
+
+    async fn subscribe_kv_events(
+        &self,
+        request: Request<common::SubscribeKvEventsRequest>,
+    ) -> Result<Response<Self::SubscribeKvEventsStream>, Status> {
+        let id = Meta::of(&request).request_id("");
+        let lacking = ApiError::Unsupported {
+            field: "SubscribeKvEvents",
+            feature: "a prefix cache".into(),
+        };
+        answer(&self.0, &id, Err(lacking))
+    }
+}
+
+/// A generation as the stream of its messages.
+fn messages(
+    app: Arc<App>,
+    id: RequestId,
+    generation: Generation,
+    reply: Reply,
+) -> Messages<pb::GenerateResponse> {
+    stream::unfold(
+        (app, id, generation, reply),
+        async |(app, id, mut generation, mut reply)| {
+            loop {
+                let message = match generation.next().await? {
+                    Ok(event) => match reply.take(event) {
+                        Some(message) => Ok(message),
+                        None => continue,
+                    },
+                    Err(error) => Err(failure(&app, &id, &error)),
+                };
+                return Some((message, (app, id, generation, reply)));
+            }
+        },
+    )
+    .boxed()
+}
