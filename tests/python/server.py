@@ -20,10 +20,12 @@ DRAIN_SECONDS = 60
 class Server:
     """The binary with the checkpoint named by the environment; a context manager."""
 
-    def __init__(self, *settings):
+    def __init__(self, *settings, checkpoint=None):
+        """With another name of the checkpoint's folder, if one is given; the server works in that folder."""
+        folder = os.environ["BAICHUAN_CHECKPOINT"]
         command = [
             os.environ["BAICHUAN_SERVER_BINARY"], "serve",
-            "--model", os.environ["BAICHUAN_CHECKPOINT"], "--model-name", "m1",
+            "--model", checkpoint or folder, "--model-name", "m1",
             "--listen", "127.0.0.1:0", "--admin-listen", "off", "--log-format", "json",
             "--set", "engine.cache.context_tokens=16384",
         ]
@@ -31,7 +33,7 @@ class Server:
             command += ["--set", setting]
         env = {k: v for k, v in os.environ.items() if not k.startswith("BAICHUAN_")}
         self.log = []
-        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=env)
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=env, cwd=folder if checkpoint else None)
         self.channel = grpc.insecure_channel(self._address())
         # A pipe that nobody reads would stop the server once it is full.
         self.reader = threading.Thread(target=lambda: self.log.extend(self.process.stderr), daemon=True)

@@ -53,10 +53,11 @@ def page(url):
 class Worker(Server):
     """A server with the facade on and its admin port open."""
 
-    def __init__(self, *settings):
+    def __init__(self, *settings, checkpoint=None):
         [self.admin_port] = free_ports(1)
         super().__init__(
-            "grpc.vllm_facade=true", "model.threads=1", f"listen.admin=127.0.0.1:{self.admin_port}", *settings
+            "grpc.vllm_facade=true", "model.threads=1", f"listen.admin=127.0.0.1:{self.admin_port}", *settings,
+            checkpoint=checkpoint,
         )
         self.url = "grpc://" + next(line for line in self.log if "gRPC listens" in line).split('"address":"')[1].split('"')[0]
 

@@ -61,7 +61,12 @@ pub(crate) fn routes(app: &Arc<App>) -> Result<Routes, tonic_reflection::server:
     }
     let facade = app.config.grpc.vllm_facade;
     if facade {
-        routes.add_service(limited!(VllmEngineServer::new(vllm::Facade(app.clone()))));
+        // Never compressed, whatever a caller accepts: llm-d reads the messages on their way and knows plain ones only.
+        let service = VllmEngineServer::new(vllm::Facade(app.clone()))
+            .max_decoding_message_size(decode)
+            .max_encoding_message_size(encode)
+            .accept_compressed(Gzip);
+        routes.add_service(service);
     }
     if app.config.grpc.reflection {
         let reflection = || {

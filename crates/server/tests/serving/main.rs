@@ -8,6 +8,7 @@ mod facade;
 mod generate;
 mod health;
 mod limits;
+mod llm_d;
 mod shutdown;
 mod support;
 mod text;
