@@ -30,6 +30,7 @@ INSTALLATIONS = {
     "oci": {"model": {"source": "oci", "oci": {"reference": "registry.example/m1:1"}}},
     "hpa": {"autoscaling": {"hpa": {"enabled": True}}},
     "keda": {"autoscaling": {"keda": {"enabled": True}}},
+    "behind llm-d": yaml.safe_load((DEPLOY / "llm-d" / "baichuan-serve-values.yaml").read_text()),
     "everything": EVERYTHING,
     "nothing": {"podDisruptionBudget": {"enabled": False}, "networkPolicy": {"enabled": False}, "serviceAccount": {"name": "own"}},
 }
