@@ -30,5 +30,6 @@ mod sigterm;
 mod slow_client;
 mod soak;
 mod stop_strings;
+mod structured_output;
 mod tokenize;
 mod unary;

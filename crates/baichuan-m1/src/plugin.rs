@@ -5,7 +5,8 @@ use std::sync::Arc;
 use baichuan_engine::request::{Pooling, SamplingOptions};
 use baichuan_engine::text::{ChatTemplate, CheckpointText, TextError};
 use baichuan_engine::{
-    Backend, BackendInfo, Checkpoint, DeviceMap, EngineHandle, IsqType, LoadError, LoadRequest, ModelPlugin,
+    Backend, BackendInfo, Checkpoint, DeviceMap, EngineHandle, Grammars, IsqType, LoadError, LoadRequest,
+    ModelPlugin,
 };
 use baichuan_kernels::{GgmlFormat, Threads};
 
@@ -136,6 +137,10 @@ impl BaichuanM1Plugin {
         let digest = &loaded.digest.to_hex()[..12];
         let dtype = loaded.dtype.name();
         let numbers = loaded.quantization.map_or(dtype, name_of);
+        let eos_token_ids = match generation.eos_token_ids.is_empty() {
+            true => config.eos_token_ids.clone(),
+            false => generation.eos_token_ids,
+        };
         BackendInfo {
             name: request.name.to_owned(),
             plugin: self.name(),
@@ -159,10 +164,8 @@ impl BaichuanM1Plugin {
             },
             default_max_tokens: generation.max_new_tokens,
             limits: request.engine.limits,
-            eos_token_ids: match generation.eos_token_ids.is_empty() {
-                true => config.eos_token_ids.clone(),
-                false => generation.eos_token_ids,
-            },
+            grammars: Grammars::new(&tokenizer, &eos_token_ids),
+            eos_token_ids,
             bos_token_id: generation.bos_token_id.or(config.bos_token_id),
             pad_token_id: generation.pad_token_id,
             tokenizer,

@@ -7,6 +7,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::error::{RequestError, SubmitError};
 use crate::event::Event;
+use crate::grammar::Grammars;
 use crate::ids::TokenId;
 use crate::request::{Pooling, Request, RequestLimits, SamplingOptions};
 use crate::stats::EngineStats;
@@ -67,6 +68,8 @@ pub struct BackendInfo {
     pub pad_token_id: Option<TokenId>,
     /// Text to tokens and back.
     pub tokenizer: Tokenizer,
+    /// Compiles what completions must look like.
+    pub grammars: Grammars,
     /// Absent: no chat.
     pub chat_template: Option<ChatTemplate>,
     /// Weights digest, quantisation and build.
@@ -170,9 +173,25 @@ impl EventSink {
         self.events.is_closed()
     }
 
+    /// Tells when the stream is dropped, for who gives the sink away. The stream does not end while it lives.
+    pub fn watch(&self) -> ClosedWatch {
+        ClosedWatch(self.events.clone())
+    }
+
     /// The first failure counts.
     fn set_failure(&self, error: RequestError) {
         let _ = self.failure.set(error);
+    }
+}
+
+/// Learns that a stream was dropped.
+#[derive(Debug)]
+pub struct ClosedWatch(mpsc::Sender<Event>);
+
+impl ClosedWatch {
+    /// Returns when nobody reads any more.
+    pub async fn closed(&self) {
+        self.0.closed().await;
     }
 }
 

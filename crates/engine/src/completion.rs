@@ -1,10 +1,14 @@
 //! One completion's progress: from a row of logits to events.
+//!
+//! What a model's name has nothing to do with: sampling, structured output, stop rules, text, log-probabilities,
+//! usage and times. A backend that has logits but its own scheduler uses it as the engine here does.
 
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::error::StepError;
+use crate::error::{RequestError, StepError};
 use crate::event::{Delta, FinishReason, Finished, Timings, TokenLogprob, TokenLogprobs, Usage};
+use crate::grammar::Grammar;
 use crate::ids::TokenId;
 use crate::model::Sampling;
 use crate::request::GenerateRequest;
@@ -14,15 +18,18 @@ use crate::text::{Detokenizer, Tokenizer};
 
 /// What completions of one engine share.
 #[derive(Clone, Debug)]
-pub(crate) struct Vocabulary {
-    pub(crate) tokenizer: Tokenizer,
-    pub(crate) eos_token_ids: Vec<TokenId>,
-    pub(crate) max_context: usize,
+pub struct Vocabulary {
+    /// Tokens to text.
+    pub tokenizer: Tokenizer,
+    /// Tokens that end a completion.
+    pub eos_token_ids: Vec<TokenId>,
+    /// Longest prompt and completion together, in tokens.
+    pub max_context: usize,
 }
 
 impl Vocabulary {
     /// A row's log-probabilities as clients see them.
-    pub(crate) fn describe(&self, logits: &[f32], token: TokenId, n: u32) -> TokenLogprobs {
+    pub fn describe(&self, logits: &[f32], token: TokenId, n: u32) -> TokenLogprobs {
         let describe = |id: TokenId, logprob: f32| TokenLogprob {
             id,
             logprob,
@@ -40,12 +47,14 @@ impl Vocabulary {
 }
 
 /// One completion's progress.
-pub(crate) struct Completion {
+pub struct Completion {
     index: u32,
     request: Arc<GenerateRequest>,
     sampler: Sampler,
     /// What may not be chosen before `min_tokens`: bad tokens and whatever ends the completion.
     forbidden_early: Vec<TokenId>,
+    /// What the text must look like, as far as it has come; absent: anything.
+    grammar: Option<Grammar>,
     /// Absent when nobody needs text.
     text: Option<(Detokenizer, StopMatcher)>,
     delta_text: String,
@@ -54,28 +63,31 @@ pub(crate) struct Completion {
     n_generated: u32,
     first_token_at: Option<Instant>,
     last_token_at: Option<Instant>,
-    pub(crate) preemptions: u32,
+    /// How often it was paused to make room.
+    pub preemptions: u32,
 }
 
 /// What the model says of the next token.
-pub(crate) enum Answer<'a> {
-    /// Its logits.
+pub enum Answer<'a> {
+    /// Its logits: one per token of the vocabulary.
     Logits(&'a [f32]),
     /// Which it is, as [`Completion::sampling`] asked for it; none if there was no telling.
     Chosen(Option<TokenId>),
 }
 
 /// What a token led to.
-pub(crate) struct Accepted {
-    pub(crate) token: TokenId,
+pub struct Accepted {
+    /// What was chosen.
+    pub token: TokenId,
     /// To be sent now.
-    pub(crate) delta: Option<Delta>,
+    pub delta: Option<Delta>,
     /// The completion has ended.
-    pub(crate) finish: Option<FinishReason>,
+    pub finish: Option<FinishReason>,
 }
 
 impl Completion {
-    pub(crate) fn new(request: Arc<GenerateRequest>, index: u32, vocabulary: &Vocabulary) -> Self {
+    /// Completion `index` of a request, with nothing generated yet.
+    pub fn new(request: Arc<GenerateRequest>, index: u32, vocabulary: &Vocabulary) -> Self {
         let stopping = &request.stopping;
         let needs_text = request.output.text || !stopping.stop.is_empty();
         let text = needs_text.then(|| {
@@ -92,6 +104,7 @@ impl Completion {
             index,
             forbidden_early,
             sampler: Sampler::new(&request.sampling, index, &request.prompt),
+            grammar: request.grammar.clone(),
             request,
             text,
             delta_text: String::new(),
@@ -113,19 +126,23 @@ impl Completion {
             &self.forbidden_early
         };
         // Where nothing else is possible, the host lets a completion end early.
-        if request.output.logprobs.is_some() || forbidden.len() >= vocab_size {
+        let host_only = request.output.logprobs.is_some() || self.grammar.is_some();
+        if host_only || forbidden.len() >= vocab_size {
             return None;
         }
         self.sampler.sampling(&request.sampling, forbidden)
     }
 
     /// Takes the next token, or chooses it from its row of logits.
-    pub(crate) fn accept(
+    ///
+    /// # Errors
+    /// Logits that are not numbers; a grammar that leaves nothing to choose. The completion has failed.
+    pub fn accept(
         &mut self,
         answer: Answer<'_>,
         vocabulary: &Vocabulary,
         now: Instant,
-    ) -> Result<Accepted, StepError> {
+    ) -> Result<Accepted, RequestError> {
         let request = self.request.clone();
         let stopping = &request.stopping;
         let eos = ending(&request, vocabulary);
@@ -138,14 +155,15 @@ impl Completion {
                 } else {
                     [eos, &stopping.stop_token_ids].concat()
                 };
-                let token = self.sampler.sample(&request.sampling, logits, &forbidden)?;
+                let token = self.choose(&request, logits, &forbidden)?;
                 if let Some(n) = request.output.logprobs {
                     self.delta_logprobs.push(vocabulary.describe(logits, token, n));
                 }
                 token
             }
             Answer::Chosen(token) => {
-                let token = token.ok_or(StepError::NotFinite)?;
+                let no_number = || RequestError::StepFailed(StepError::NotFinite.to_string());
+                let token = token.ok_or_else(no_number)?;
                 self.sampler.note(token);
                 token
             }
@@ -179,6 +197,29 @@ impl Completion {
         let due = self.delta_tokens.len() >= request.output.stream_interval as usize;
         let delta = (due || finish.is_some()).then(|| self.take_delta(now));
         Ok(Accepted { token, delta, finish })
+    }
+
+    fn choose(
+        &mut self,
+        request: &GenerateRequest,
+        logits: &[f32],
+        forbidden: &[TokenId],
+    ) -> Result<TokenId, RequestError> {
+        let failed = |e: StepError| RequestError::StepFailed(e.to_string());
+        let Some(grammar) = &mut self.grammar else {
+            let chosen = self.sampler.sample(&request.sampling, logits, forbidden, None);
+            return chosen
+                .and_then(|token| token.ok_or(StepError::NotFinite))
+                .map_err(failed);
+        };
+        let mask = grammar.mask()?;
+        let chosen = self
+            .sampler
+            .sample(&request.sampling, logits, forbidden, Some(&mask))
+            .map_err(failed)?;
+        let token = chosen.ok_or_else(|| grammar.failed("no token that may follow is allowed"))?;
+        grammar.push(token)?;
+        Ok(token)
     }
 
     /// Takes a token's text; the stop string it completes, if any.
@@ -220,7 +261,7 @@ impl Completion {
     }
 
     /// The report at its end. `admitted`: when the request first got memory.
-    pub(crate) fn finished(&self, reason: FinishReason, admitted: Instant, now: Instant) -> Finished {
+    pub fn finished(&self, reason: FinishReason, admitted: Instant, now: Instant) -> Finished {
         let arrived = self.request.arrived;
         let first = self.first_token_at.unwrap_or(now);
         let last = self.last_token_at.unwrap_or(now);

@@ -520,7 +520,7 @@ impl<M: CausalLm> EngineCore<M> {
         };
         let accepted = match completion.accept(answer, &self.vocabulary, now) {
             Ok(accepted) => accepted,
-            Err(error) => return self.fail_sequence(id, &RequestError::StepFailed(error.to_string())),
+            Err(error) => return self.fail_sequence(id, &error),
         };
         self.totals.generated_tokens += 1;
         let mut sent = accepted

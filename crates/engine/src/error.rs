@@ -89,6 +89,14 @@ pub enum RequestError {
     /// The model failed in a step this request was part of.
     #[error("the model failed: {0}")]
     StepFailed(String),
+    /// What the completion must look like leaves nothing to go on with, or takes more work than allowed.
+    #[error("{field}: {message}")]
+    Grammar {
+        /// The wish's field.
+        field: &'static str,
+        /// What is the matter.
+        message: String,
+    },
     /// The engine ended before the request did.
     #[error("the model's engine has stopped")]
     EngineStopped,

@@ -8,11 +8,12 @@
 //! are the three seams; [`kv`] keeps the accounts of cache memory.
 
 pub mod backend;
-mod completion;
+pub mod completion;
 pub mod config;
 mod core;
 pub mod error;
 pub mod event;
+pub mod grammar;
 mod handle;
 pub mod ids;
 pub mod isq;
@@ -21,8 +22,8 @@ pub mod model;
 pub mod placement;
 pub mod plugin;
 mod pooler;
-mod queue;
-mod rate;
+pub mod queue;
+pub mod rate;
 pub mod registry;
 pub mod request;
 mod sampler;
@@ -37,6 +38,7 @@ mod worker;
 pub use backend::{Backend, BackendInfo, EventSink, EventStream};
 pub use config::{CacheBudget, CacheConfig, EngineConfig};
 pub use error::{LoadError, RequestError, StepError, SubmitError, Violation, Violations};
+pub use grammar::{Grammar, Grammars, StructuredOutput};
 pub use handle::EngineHandle;
 pub use ids::{BlockId, RequestId, SeqId, SlotId, TokenId};
 pub use isq::IsqType;

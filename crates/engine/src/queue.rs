@@ -8,7 +8,7 @@ use crate::error::SubmitError;
 
 /// Counts what waits between the door and admission.
 #[derive(Clone, Debug)]
-pub(crate) struct Queue(Arc<Counts>);
+pub struct Queue(Arc<Counts>);
 
 #[derive(Debug)]
 struct Counts {
@@ -20,13 +20,14 @@ struct Counts {
 
 /// A place in the queue. Dropping it, at admission or cancellation, leaves the queue.
 #[derive(Debug)]
-pub(crate) struct Place {
+pub struct Place {
     counts: Arc<Counts>,
     tokens: usize,
 }
 
 impl Queue {
-    pub(crate) fn new(max_requests: usize, max_tokens: usize) -> Self {
+    /// A queue of at most so many requests and prompt tokens.
+    pub fn new(max_requests: usize, max_tokens: usize) -> Self {
         Self(Arc::new(Counts {
             requests: AtomicUsize::new(0),
             tokens: AtomicUsize::new(0),
@@ -35,18 +36,20 @@ impl Queue {
         }))
     }
 
-    pub(crate) fn requests(&self) -> usize {
+    /// Requests that wait.
+    pub fn requests(&self) -> usize {
         self.0.requests.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn tokens(&self) -> usize {
+    /// Prompt tokens that wait.
+    pub fn tokens(&self) -> usize {
         self.0.tokens.load(Ordering::Relaxed)
     }
 
     /// A place for a prompt of `tokens`, or the refusal. An empty queue takes a prompt of any length.
     ///
     /// `prefill_rate`, tokens per second lately, tells the refused when room is likely.
-    pub(crate) fn enter(&self, tokens: usize, prefill_rate: f64) -> Result<Place, SubmitError> {
+    pub fn enter(&self, tokens: usize, prefill_rate: f64) -> Result<Place, SubmitError> {
         let counts = &self.0;
         let place = Place {
             counts: counts.clone(),

@@ -7,21 +7,21 @@ const MEMORY: Duration = Duration::from_secs(5);
 
 /// An exponentially forgetting mean of amount per busy second.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct RateMeter {
+pub struct RateMeter {
     amount: f64,
     seconds: f64,
 }
 
 impl RateMeter {
     /// `amount` was done in `elapsed`.
-    pub(crate) fn record(&mut self, amount: usize, elapsed: Duration) {
+    pub fn record(&mut self, amount: usize, elapsed: Duration) {
         let keep = (-elapsed.as_secs_f64() / MEMORY.as_secs_f64()).exp();
         self.amount = self.amount * keep + amount as f64;
         self.seconds = self.seconds * keep + elapsed.as_secs_f64();
     }
 
     /// Per second; 0 before anything was done.
-    pub(crate) fn per_second(&self) -> f64 {
+    pub fn per_second(&self) -> f64 {
         if self.seconds > 0.0 {
             self.amount / self.seconds
         } else {

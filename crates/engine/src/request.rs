@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use crate::error::{Violation, Violations};
+use crate::grammar::Grammar;
 use crate::ids::{RequestId, TokenId};
 
 mod sampling;
@@ -58,6 +59,8 @@ pub struct GenerateRequest {
     pub stopping: StoppingParams,
     /// What is reported.
     pub output: OutputOptions,
+    /// What the text must look like; absent: anything.
+    pub grammar: Option<Grammar>,
     /// Lower runs first.
     pub priority: i32,
     /// When the request reached the server; queue time counts from here.

@@ -10,6 +10,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use crate::error::StepError;
+use crate::grammar::Mask;
 use crate::ids::TokenId;
 use crate::model::{Sampling, Seen};
 use crate::request::SamplingParams;
@@ -65,19 +66,24 @@ impl Sampler {
         &mut self.seen[place]
     }
 
-    /// Chooses the next token from a row of logits. `forbidden` can not be chosen this time.
+    /// Chooses the next token from a row of logits; none if nothing is possible.
+    ///
+    /// `forbidden` can not be chosen this time, nor what a `mask` does not allow.
     pub(crate) fn sample(
         &mut self,
         params: &SamplingParams,
         logits: &[f32],
         forbidden: &[TokenId],
-    ) -> Result<TokenId, StepError> {
+        mask: Option<&Mask>,
+    ) -> Result<Option<TokenId>, StepError> {
         if !logits.iter().all(|l| l.is_finite()) {
             return Err(StepError::NotFinite);
         }
-        let adjusted = self.adjust(params, logits, forbidden);
-        let token = pick(&Filters::of(params), &adjusted, || self.draw()).ok_or(StepError::NotFinite)?;
-        self.note(token);
+        let adjusted = self.adjust(params, logits, forbidden, mask);
+        let token = pick(&Filters::of(params), &adjusted, || self.draw());
+        if let Some(token) = token {
+            self.note(token);
+        }
         Ok(token)
     }
 
@@ -124,7 +130,13 @@ impl Sampler {
     }
 
     /// The logits with everything but temperature and filters applied; what cannot be chosen is −∞.
-    fn adjust(&self, params: &SamplingParams, logits: &[f32], forbidden: &[TokenId]) -> Vec<f32> {
+    fn adjust(
+        &self,
+        params: &SamplingParams,
+        logits: &[f32],
+        forbidden: &[TokenId],
+        mask: Option<&Mask>,
+    ) -> Vec<f32> {
         let mut out = if params.allowed_token_ids.is_empty() {
             logits.to_vec()
         } else {
@@ -143,6 +155,13 @@ impl Sampler {
         for (id, bias) in &params.logit_bias {
             out[*id as usize] += bias;
         }
+        if let Some(mask) = mask {
+            for (id, logit) in (0..).zip(&mut out) {
+                if !mask.allows(id) {
+                    *logit = f32::NEG_INFINITY;
+                }
+            }
+        }
         for id in params.bad_token_ids.iter().chain(forbidden) {
             out[*id as usize] = f32::NEG_INFINITY;
         }
@@ -150,7 +169,9 @@ impl Sampler {
         if out.iter().all(|l| *l == f32::NEG_INFINITY) {
             let allowed = &params.allowed_token_ids;
             let may = |id: TokenId| {
-                (allowed.is_empty() || allowed.contains(&id)) && !params.bad_token_ids.contains(&id)
+                (allowed.is_empty() || allowed.contains(&id))
+                    && !params.bad_token_ids.contains(&id)
+                    && mask.is_none_or(|mask| mask.allows(id))
             };
             for id in forbidden.iter().filter(|id| may(**id)) {
                 out[*id as usize] = logits[*id as usize];

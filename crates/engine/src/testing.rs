@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::backend::{Backend, BackendInfo};
 use crate::config::EngineConfig;
 use crate::error::{LoadError, StepError};
+use crate::grammar::Grammars;
 use crate::handle::EngineHandle;
 use crate::ids::{BlockId, SlotId, TokenId};
 use crate::kv::{CachePlan, CacheSpec};
@@ -335,6 +336,7 @@ pub fn fake_engine(options: FakeOptions) -> Result<EngineHandle, LoadError> {
         .chat
         .then(|| ChatTemplate::new("fake", template, SpecialTokens::default()))
         .transpose()?;
+    let tokenizer = byte_tokenizer()?;
     let info = BackendInfo {
         name: options.name,
         plugin: "fake",
@@ -353,7 +355,8 @@ pub fn fake_engine(options: FakeOptions) -> Result<EngineHandle, LoadError> {
         eos_token_ids: vec![EOS],
         bos_token_id: Some(BOS),
         pad_token_id: None,
-        tokenizer: byte_tokenizer()?,
+        grammars: Grammars::new(&tokenizer, &[EOS]),
+        tokenizer,
         chat_template,
         fingerprint: "fake".into(),
     };

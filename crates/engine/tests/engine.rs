@@ -40,6 +40,7 @@ fn request(max_tokens: u32) -> Request {
         sampling: sampling.validate(&limits, 0).unwrap(),
         stopping: stopping.validate(&limits, 1).unwrap(),
         output: OutputOptions::default(),
+        grammar: None,
         priority: 0,
         arrived: Instant::now(),
     }))

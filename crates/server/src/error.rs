@@ -134,6 +134,7 @@ impl From<RequestError> for ApiError {
                 message,
                 retry_after: Some(SLOW_CLIENT_DELAY),
             },
+            RequestError::Grammar { field, message } => Self::invalid(field, message),
             RequestError::StepFailed(_) => Self::Internal { cause: message },
             RequestError::EngineStopped => Self::Unavailable(Unavailable::EngineStopped),
         }

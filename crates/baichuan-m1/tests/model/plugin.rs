@@ -57,6 +57,7 @@ fn greedy(prompt: Vec<u32>, max_tokens: usize) -> Request {
         sampling: sampling.validate(&limits, 0).unwrap(),
         stopping: stopping.validate(&limits, 1).unwrap(),
         output: OutputOptions::default(),
+        grammar: None,
         priority: 0,
         arrived: Instant::now(),
     }))

@@ -31,6 +31,8 @@ pub(crate) struct GenerationArgs {
     stopping: StoppingArgs,
     #[command(flatten)]
     output: OutputArgs,
+    #[command(flatten)]
+    structured: StructuredArgs,
     /// Keep only this many last tokens of a prompt that is longer.
     #[arg(long, value_name = "TOKENS")]
     truncate_prompt: Option<u32>,
@@ -126,6 +128,24 @@ struct OutputArgs {
     stream_interval: Option<u32>,
 }
 
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Structured output")]
+#[group(multiple = false)]
+struct StructuredArgs {
+    /// The text is a JSON value that this JSON schema accepts.
+    #[arg(long, value_name = "SCHEMA")]
+    json_schema: Option<String>,
+    /// The text is one that this regular expression matches as a whole.
+    #[arg(long, value_name = "EXPRESSION")]
+    regex: Option<String>,
+    /// The text is one of this grammar, in llguidance's variant of Lark.
+    #[arg(long, value_name = "LARK")]
+    grammar: Option<String>,
+    /// The text is one of these; separate them by commas or repeat the flag.
+    #[arg(long, value_name = "TEXT", value_delimiter = ',')]
+    choice: Vec<String>,
+}
+
 impl GenerationArgs {
     /// The request for `prompt`.
     pub(crate) fn request(&self, prompt: v1::generate_request::Prompt) -> v1::GenerateRequest {
@@ -139,7 +159,24 @@ impl GenerationArgs {
             truncate_prompt_tokens: self.truncate_prompt,
             priority: self.routing.priority,
             time_limit_ms: self.routing.time_limit_ms,
+            structured_output: self.structured.to_proto(),
         }
+    }
+}
+
+impl StructuredArgs {
+    fn to_proto(&self) -> Option<v1::StructuredOutput> {
+        use v1::structured_output::{Choice, Constraint};
+        let choice = (!self.choice.is_empty()).then(|| Choice {
+            texts: self.choice.clone(),
+        });
+        let constraint = (self.json_schema.clone().map(Constraint::JsonSchema))
+            .or_else(|| self.regex.clone().map(Constraint::Regex))
+            .or_else(|| self.grammar.clone().map(Constraint::Grammar))
+            .or_else(|| choice.map(Constraint::Choice))?;
+        Some(v1::StructuredOutput {
+            constraint: Some(constraint),
+        })
     }
 }
 
@@ -276,6 +313,21 @@ mod tests {
             (output.skip_special_tokens, output.return_text),
             (Some(false), Some(false))
         );
+    }
+
+    #[test]
+    fn one_structure_is_sent_and_two_are_refused() {
+        use v1::structured_output::Constraint;
+        let constraint =
+            |arguments: &[&str]| request(arguments).structured_output.unwrap().constraint.unwrap();
+        assert_eq!(constraint(&["--regex", "a+"]), Constraint::Regex("a+".into()));
+        let Constraint::Choice(choice) = constraint(&["--choice", "yes,no", "--choice", "maybe"]) else {
+            panic!("not a choice");
+        };
+        assert_eq!(choice.texts, ["yes", "no", "maybe"]);
+        assert_eq!(request(&[]).structured_output, None);
+        let two = Just::try_parse_from(["baichuan", "--regex", "a", "--json-schema", "{}"]);
+        assert!(two.is_err());
     }
 
     #[test]

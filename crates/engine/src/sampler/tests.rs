@@ -24,7 +24,8 @@ fn shares(base: SamplingOptions, logits: &[f32], n: u64) -> Vec<f64> {
             ..base.clone()
         });
         let token = Sampler::new(&params, 0, &[])
-            .sample(&params, logits, &[])
+            .sample(&params, logits, &[], None)
+            .unwrap()
             .unwrap();
         counts[token as usize] += 1;
     }
@@ -38,8 +39,20 @@ fn greedy_takes_the_first_of_the_largest() {
         ..Default::default()
     });
     let mut sampler = Sampler::new(&params, 0, &[]);
-    assert_eq!(sampler.sample(&params, &[0.0, 3.0, 1.0, 3.0], &[]).unwrap(), 1);
-    assert_eq!(sampler.sample(&params, &[0.0, 3.0, 1.0, 3.0], &[1]).unwrap(), 3);
+    assert_eq!(
+        sampler
+            .sample(&params, &[0.0, 3.0, 1.0, 3.0], &[], None)
+            .unwrap()
+            .unwrap(),
+        1
+    );
+    assert_eq!(
+        sampler
+            .sample(&params, &[0.0, 3.0, 1.0, 3.0], &[1], None)
+            .unwrap()
+            .unwrap(),
+        3
+    );
 }
 
 #[test]
@@ -151,7 +164,7 @@ fn penalties_bias_and_lists_move_logits_as_documented() {
         for id in generated {
             sampler.note(*id);
         }
-        sampler.adjust(&params, &logits, &[])
+        sampler.adjust(&params, &logits, &[], None)
     };
     let repetition = SamplingOptions {
         repetition_penalty: Some(2.0),
@@ -188,7 +201,7 @@ fn penalties_bias_and_lists_move_logits_as_documented() {
 fn a_row_that_is_not_finite_is_an_error() {
     let params = params(options());
     for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
-        let result = Sampler::new(&params, 0, &[]).sample(&params, &[0.0, bad], &[]);
+        let result = Sampler::new(&params, 0, &[]).sample(&params, &[0.0, bad], &[], None);
         assert!(matches!(result, Err(StepError::NotFinite)));
     }
 }
@@ -201,7 +214,8 @@ fn what_may_not_end_is_chosen_when_nothing_else_is_allowed() {
     });
     assert_eq!(
         Sampler::new(&params, 0, &[])
-            .sample(&params, &[0.0; 4], &[2])
+            .sample(&params, &[0.0; 4], &[2], None)
+            .unwrap()
             .unwrap(),
         2
     );
@@ -226,7 +240,7 @@ proptest! {
         let logits = vec![0.0f32; 1000];
         let draw = |index: u32| -> Vec<TokenId> {
             let mut sampler = Sampler::new(&params, index, &[]);
-            (0..8).map(|_| sampler.sample(&params, &logits, &[]).unwrap()).collect()
+            (0..8).map(|_| sampler.sample(&params, &logits, &[], None).unwrap().unwrap()).collect()
         };
         prop_assert_eq!(draw(index), draw(index));
         prop_assert_ne!(draw(index), draw(index + 1));
@@ -249,7 +263,7 @@ proptest! {
         });
         let candidates = filter::candidates(&Filters::of(&params), &logits);
         prop_assert!(!candidates.is_empty());
-        let token = Sampler::new(&params, 0, &[]).sample(&params, &logits, &[]).unwrap();
+        let token = Sampler::new(&params, 0, &[]).sample(&params, &logits, &[], None).unwrap().unwrap();
         prop_assert!(candidates.iter().any(|c| c.id == token));
     }
 }

@@ -223,6 +223,23 @@ impl Tokenizer {
         self.inner.vocab.get(id).map(|token| &*token.text)
     }
 
+    /// The bytes the token adds to a text that others have begun; `None` for one that stands for no text, or that
+    /// a text must not be able to name.
+    pub fn token_bytes(&self, id: u32) -> Option<Vec<u8>> {
+        let token = self.inner.vocab.get(id)?;
+        if token.special || matches!(token.kind, Kind::Control | Kind::Unknown | Kind::Unused) {
+            return None;
+        }
+        Some(match &self.inner.spelling {
+            Spelling::Hub(spelling) => spelling.bytes_of(&token.text),
+            Spelling::SentencePiece(_) => match token.kind {
+                Kind::Byte(byte) => vec![byte],
+                Kind::Added => token.text.as_bytes().to_vec(),
+                _ => token.text.replace(sentencepiece::SPACE, " ").into_bytes(),
+            },
+        })
+    }
+
     /// The id of a token as the vocabulary writes it (`<C_A>`).
     pub fn token_id(&self, text: &str) -> Option<u32> {
         self.inner.vocab.id(text)

@@ -88,6 +88,36 @@ pub struct OutputOptions {
     #[prost(uint32, optional, tag = "6")]
     pub stream_interval: ::core::option::Option<u32>,
 }
+/// What a text must look like: tokens that cannot lead there are never chosen, and end-of-sequence is one of them until
+/// the text is whole. Excludes ignore_eos. A completion that reaches max_tokens first is cut off where it is.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct StructuredOutput {
+    #[prost(oneof = "structured_output::Constraint", tags = "1, 2, 3, 4")]
+    pub constraint: ::core::option::Option<structured_output::Constraint>,
+}
+/// Nested message and enum types in `StructuredOutput`.
+pub mod structured_output {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+    pub struct Choice {
+        #[prost(string, repeated, tag = "1")]
+        pub texts: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    }
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Constraint {
+        /// A JSON value that this JSON schema accepts. References to other documents are refused.
+        #[prost(string, tag = "1")]
+        JsonSchema(::prost::alloc::string::String),
+        /// A text that this regular expression, in Rust's syntax and without anchors, matches as a whole.
+        #[prost(string, tag = "2")]
+        Regex(::prost::alloc::string::String),
+        /// A text of this context-free grammar, in llguidance's variant of Lark.
+        #[prost(string, tag = "3")]
+        Grammar(::prost::alloc::string::String),
+        /// One of these texts.
+        #[prost(message, tag = "4")]
+        Choice(Choice),
+    }
+}
 /// Tokens a request consumed and produced.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Usage {
@@ -235,6 +265,9 @@ pub struct GenerateRequest {
     /// Milliseconds from arrival to the last token; the earlier of this and grpc-timeout counts.
     #[prost(uint32, optional, tag = "11")]
     pub time_limit_ms: ::core::option::Option<u32>,
+    /// What every completion's text must look like. Absent: anything.
+    #[prost(message, optional, tag = "13")]
+    pub structured_output: ::core::option::Option<StructuredOutput>,
     #[prost(oneof = "generate_request::Prompt", tags = "3, 4, 5")]
     pub prompt: ::core::option::Option<generate_request::Prompt>,
 }

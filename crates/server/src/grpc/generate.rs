@@ -67,13 +67,17 @@ pub(super) async fn start(
     let field = valid.prompt.field("");
     let tokenizer = info.tokenizer.clone();
     let started = Instant::now();
-    let encoding = app.text.run(move || valid.prompt.encode(&tokenizer, ""));
+    let (grammars, wish) = (info.grammars.clone(), valid.structured_output);
+    let encoding = app.text.run(move || {
+        let grammar = wish.map(|wish| grammars.compile(wish)).transpose()?;
+        Ok::<_, ApiError>((valid.prompt.encode(&tokenizer, "")?, grammar))
+    });
     let encoded = call.run(encoding).await;
     let tokenize = started.elapsed();
     let (events, interrupted, prompt_tokens) = match encoded {
         Err(interrupt) => (None, Some(interrupt), 0),
-        Ok(tokens) => {
-            let mut tokens = tokens??;
+        Ok(encoded) => {
+            let (mut tokens, grammar) = encoded??;
             if let Some(keep) = valid.truncate {
                 tokens.drain(..tokens.len().saturating_sub(keep));
             }
@@ -86,6 +90,7 @@ pub(super) async fn start(
                 sampling,
                 stopping: valid.stopping,
                 output,
+                grammar,
                 priority: valid.priority,
                 arrived: call.arrived,
             }));

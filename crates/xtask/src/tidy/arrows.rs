@@ -31,7 +31,7 @@ const ARROWS: [(&str, &[&str]); 8] = [
 
 /// Libraries by the beginning of their names, and the only crates that may use them.
 const LIBRARIES: [(&str, &[&str]); 5] = [
-    ("candle-", &["baichuan-m1"]),
+    ("candle-", &["baichuan-m1", "mistralrs-backend"]),
     ("mistralrs-core", &["mistralrs-backend"]),
     ("mistralrs-", &["baichuan-m1", "mistralrs-backend"]),
     (

@@ -148,6 +148,7 @@ pub(super) fn generate(
         stopping: stopping.validate(&RequestLimits::default(), sampling.n).unwrap(),
         sampling,
         output: OutputOptions::default(),
+        grammar: None,
         priority: 0,
         arrived: Instant::now(),
     }

@@ -14,6 +14,22 @@ pub(crate) struct HubSpelling {
     pub(crate) strip: Option<Strip>,
 }
 
+impl HubSpelling {
+    /// What a token adds to a text that others have begun.
+    pub(crate) fn bytes_of(&self, token: &str) -> Vec<u8> {
+        let mut text = token.to_owned();
+        for step in &self.per_token {
+            text = step.apply(&text, false);
+        }
+        match (self.bytes, byte_of(&text)) {
+            (Bytes::Level, _) => level_bytes(&text),
+            (Bytes::Fallback, Some(byte)) => vec![byte],
+            (Bytes::Fallback | Bytes::Never, _) if self.spaced => format!(" {text}").into_bytes(),
+            (Bytes::Fallback | Bytes::Never, _) => text.into_bytes(),
+        }
+    }
+}
+
 /// A change to one token.
 #[derive(Debug)]
 pub(crate) enum PerToken {

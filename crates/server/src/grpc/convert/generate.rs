@@ -1,9 +1,9 @@
 //! A generation's request: every field checked, defaults filled in.
 
-use baichuan_engine::BackendInfo;
 use baichuan_engine::request::{
     OutputOptions, SamplingOptions, SamplingParams, StoppingOptions, StoppingParams,
 };
+use baichuan_engine::{BackendInfo, StructuredOutput};
 use baichuan_proto::v1;
 
 use super::prompt::{self, Prompt};
@@ -17,6 +17,8 @@ pub(in crate::grpc) struct Generate {
     pub(in crate::grpc) sampling: SamplingParams,
     pub(in crate::grpc) stopping: StoppingParams,
     pub(in crate::grpc) output: OutputOptions,
+    /// What the text must look like, not yet compiled.
+    pub(in crate::grpc) structured_output: Option<StructuredOutput>,
     /// Keep only so many last tokens of the prompt.
     pub(in crate::grpc) truncate: Option<usize>,
     pub(in crate::grpc) priority: i32,
@@ -43,9 +45,16 @@ pub(in crate::grpc) fn check(
     if asked.max_tokens.is_none() {
         asked.max_tokens = info.default_max_tokens;
     }
+    let ignores_eos = asked.ignore_eos == Some(true);
     let n = sampling.as_ref().map_or(1, SamplingParams::n);
     let stopping = findings.keep(asked.validate(&info.limits, n));
     let output = findings.keep(output(request.output.unwrap_or_default()).validate());
+    let structured_output = structured(request.structured_output, &mut findings);
+    findings.that(
+        structured_output.is_none() || !ignores_eos,
+        "stopping.ignore_eos",
+        || "excludes structured_output, whose end is an end-of-sequence token".into(),
+    );
     let (Some(prompt), Some(sampling), Some(stopping), Some(output), true) =
         (prompt, sampling, stopping, output, findings.0.is_empty())
     else {
@@ -56,9 +65,27 @@ pub(in crate::grpc) fn check(
         sampling,
         stopping,
         output,
+        structured_output,
         truncate: request.truncate_prompt_tokens.map(|n| n as usize),
         priority: request.priority.unwrap_or(0),
     })
+}
+
+fn structured(wire: Option<v1::StructuredOutput>, findings: &mut Findings) -> Option<StructuredOutput> {
+    use v1::structured_output::Constraint;
+    let Some(constraint) = wire?.constraint else {
+        findings.that(false, "structured_output", || {
+            "one of json_schema, regex, grammar and choice must be set".into()
+        });
+        return None;
+    };
+    let wish = match constraint {
+        Constraint::JsonSchema(schema) => StructuredOutput::JsonSchema(schema),
+        Constraint::Regex(expression) => StructuredOutput::Regex(expression),
+        Constraint::Grammar(grammar) => StructuredOutput::Grammar(grammar),
+        Constraint::Choice(choice) => StructuredOutput::Choice(choice.texts),
+    };
+    findings.keep(wish.validate())
 }
 
 fn sampling(wire: v1::SamplingParams) -> SamplingOptions {
