@@ -2,6 +2,7 @@
 
 mod abort;
 mod admin;
+mod anonymous;
 mod bad_embed_input;
 mod bad_input;
 mod bounded_window;
@@ -15,9 +16,12 @@ mod embed;
 mod embed_stream;
 mod generate;
 mod health;
+mod jwt;
 mod load;
 mod logprobs;
 mod models;
+mod mtls;
+mod permissions;
 mod program;
 mod queue_full;
 mod raw_bytes;
@@ -31,5 +35,7 @@ mod slow_client;
 mod soak;
 mod stop_strings;
 mod structured_output;
+mod tls;
 mod tokenize;
+mod tokens;
 mod unary;

@@ -28,6 +28,7 @@ INSTALLATIONS = {
     "hub": {"model": {"source": "hub", "hub": {"revision": COMMIT, "tokenSecret": "hub"}}},
     "hub, kept": {"model": {"source": "hub", "hub": {"revision": COMMIT, "cacheClaimName": "kept"}}},
     "oci": {"model": {"source": "oci", "oci": {"reference": "registry.example/m1:1"}}},
+    "guarded": {"auth": {"allowAnonymous": False, "tokensSecret": "tokens"}, "tls": {"secret": "certificate"}},
     "hpa": {"autoscaling": {"hpa": {"enabled": True}}},
     "keda": {"autoscaling": {"keda": {"enabled": True}}},
     "behind llm-d": yaml.safe_load((DEPLOY / "llm-d" / "baichuan-serve-values.yaml").read_text()),
@@ -120,6 +121,17 @@ class Chart(unittest.TestCase):
         self.assertIn('drain_timeout = "2m"', effective)
         self.assertIn('name = "baichuan-m1"', effective)
         self.assertIn('grpc = "0.0.0.0:50051"', effective)
+
+    def test_behind_tls_probes_speak_http_and_secrets_are_where_the_server_is_told_they_are(self):
+        pod = one(rendered(INSTALLATIONS["guarded"]), "Deployment")["spec"]["template"]["spec"]
+        server = pod["containers"][0]
+        asked = {probe: server[probe]["httpGet"]["path"] for probe in ("startupProbe", "readinessProbe", "livenessProbe")}
+        self.assertEqual(asked, {"startupProbe": "/readyz", "readinessProbe": "/readyz", "livenessProbe": "/livez"})
+        env = {e["name"]: e.get("value") for e in server["env"]}
+        self.assertNotIn("BAICHUAN_AUTH__ALLOW_ANONYMOUS", env)
+        mounts = [m["mountPath"] for m in server["volumeMounts"]]
+        for file in ("BAICHUAN_TLS__CERT", "BAICHUAN_TLS__KEY", "BAICHUAN_AUTH__TOKENS"):
+            self.assertIn(env[file].rsplit("/", 1)[0], mounts)
 
     def effective(self, config, env):
         with tempfile.NamedTemporaryFile("w", suffix=".toml") as file:

@@ -34,14 +34,17 @@ class Server:
         env = {k: v for k, v in os.environ.items() if not k.startswith("BAICHUAN_")}
         self.log = []
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=env, cwd=folder if checkpoint else None)
-        self.channel = grpc.insecure_channel(self._address())
+        self.channel = grpc.insecure_channel(self._address("gRPC listens"))
+        self.admin_channel = None
+        if any(setting.startswith("listen.admin_grpc=") for setting in settings):
+            self.admin_channel = grpc.insecure_channel(self._address("AdminService listens"))
         # A pipe that nobody reads would stop the server once it is full.
         self.reader = threading.Thread(target=lambda: self.log.extend(self.process.stderr), daemon=True)
         self.reader.start()
         self.inference = inference_pb2_grpc.InferenceServiceStub(self.channel)
         self.models = model_pb2_grpc.ModelServiceStub(self.channel)
         self.control = control_pb2_grpc.ControlServiceStub(self.channel)
-        self.admin = admin_pb2_grpc.AdminServiceStub(self.channel)
+        self.admin = self.admin_channel and admin_pb2_grpc.AdminServiceStub(self.admin_channel)
         self.health = health_pb2_grpc.HealthStub(self.channel)
 
     def __enter__(self):
@@ -54,6 +57,8 @@ class Server:
 
     def __exit__(self, *_):
         self.channel.close()
+        if self.admin_channel:
+            self.admin_channel.close()
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()
@@ -84,11 +89,11 @@ class Server:
                     raise
         raise RuntimeError(f"the server was not ready after {STARTUP_SECONDS} s:\n{''.join(self.log)}")
 
-    def _address(self):
+    def _address(self, told):
         """Where it listens, from its log."""
         for line in self.process.stderr:
             self.log.append(line)
-            if "gRPC listens" in line:
+            if told in line:
                 return json.loads(line)["address"]
         self.process.stderr.close()
         raise RuntimeError(f"the server ended before it listened:\n{''.join(self.log)}")

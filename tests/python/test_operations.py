@@ -40,7 +40,7 @@ def eventually(holds, seconds=20):
 class ControlTest(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
-        cls.server = cls.enterClassContext(Server("admin.grpc=true"))
+        cls.server = cls.enterClassContext(Server("listen.admin_grpc=127.0.0.1:0"))
 
     def test_the_server_says_what_it_is(self):
         info = self.server.control.GetServerInfo(control_pb2.GetServerInfoRequest())
@@ -84,7 +84,7 @@ class ControlTest(unittest.TestCase):
 
 class EndTest(unittest.TestCase):
     def test_a_drained_server_stays_up_and_takes_nothing_new(self):
-        with Server("admin.grpc=true") as server:
+        with Server("listen.admin_grpc=127.0.0.1:0") as server:
             watch = server.health.Watch(health_pb2.HealthCheckRequest(service=READINESS))
             self.assertEqual(next(watch).status, SERVING)
             self.assertEqual(server.admin.Drain(admin_pb2.DrainRequest(wait=True)).running, 0)

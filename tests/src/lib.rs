@@ -3,6 +3,7 @@
 //! [`TestServer`] is the whole server in this process, reached over TCP by the real client. Where the model does
 //! not matter it is [`Fake`], which checks the engine's books at every step; where it does, [`checkpoint::tiny_m1`].
 
+mod authority;
 pub mod checkpoint;
 mod fake;
 mod program;
@@ -10,6 +11,7 @@ mod request;
 mod server;
 mod wait;
 
+pub use authority::{Authority, Provider, base64_url, seconds_from_now};
 pub use fake::{Fake, Gate, greedy};
 pub use program::{ServerProcess, program, signal};
 pub use request::{LETTERS, chat, generate, refusal, text, tokens};

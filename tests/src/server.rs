@@ -4,11 +4,13 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use baichuan_client::{Client, ConnectOptions};
+use baichuan_client::{Client, ConnectOptions, TlsOptions};
 use baichuan_engine::Registry;
 use baichuan_server::config::{self, Config, Flag, Inputs, Places};
 use baichuan_server::{Listeners, ServeError, shutdown};
 use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 
 use crate::checkpoint::repository;
@@ -19,6 +21,24 @@ use crate::wait::{until_ready, within};
 pub struct Setup {
     models: Vec<(String, Model)>,
     settings: BTreeMap<String, String>,
+    caller: Caller,
+}
+
+/// How the test's own client connects.
+#[derive(Clone, Default)]
+struct Caller {
+    tls: Option<TlsOptions>,
+    token: Option<String>,
+}
+
+impl Caller {
+    fn options(&self, address: SocketAddr) -> ConnectOptions {
+        ConnectOptions {
+            tls: self.tls.clone(),
+            token: self.token.clone(),
+            ..ConnectOptions::new(address.to_string())
+        }
+    }
 }
 
 enum Model {
@@ -36,6 +56,7 @@ impl Setup {
         let nothing = Self {
             models: Vec::new(),
             settings: BTreeMap::new(),
+            caller: Caller::default(),
         };
         nothing
             .with("listen.grpc", "127.0.0.1:0")
@@ -70,6 +91,18 @@ impl Setup {
     /// A configuration key, as `--set` takes it.
     pub fn with(mut self, key: &str, value: impl ToString) -> Self {
         self.settings.insert(key.into(), value.to_string());
+        self
+    }
+
+    /// How the test's client encrypts.
+    pub fn tls(mut self, tls: TlsOptions) -> Self {
+        self.caller.tls = Some(tls);
+        self
+    }
+
+    /// What the test's client proves itself with.
+    pub fn token(mut self, token: &str) -> Self {
+        self.caller.token = Some(token.into());
         self
     }
 
@@ -125,11 +158,16 @@ impl Setup {
 pub struct TestServer {
     /// Where it listens.
     pub address: SocketAddr,
+    /// Where `/metrics` is, when enabled.
+    pub admin: Option<SocketAddr>,
+    /// Where AdminService is, when enabled.
+    pub admin_grpc: Option<SocketAddr>,
     /// Connected.
     pub client: Client,
     trigger: shutdown::Trigger,
     serving: JoinHandle<Result<(), ServeError>>,
     gates: OpenAtEnd,
+    caller: Caller,
     _dir: TempDir,
 }
 
@@ -140,20 +178,26 @@ impl TestServer {
     /// When it does not come up.
     pub async fn start(setup: Setup) -> Self {
         let dir = tempfile::tempdir().unwrap();
+        let caller = setup.caller.clone();
         let (config, registry, gates) = setup.prepare(&dir);
         let listeners = Listeners::bind(&config.listen).await.unwrap();
         let address = listeners.grpc.local_addr().unwrap();
+        let local = |listener: &Option<TcpListener>| listener.as_ref().map(|l| l.local_addr().unwrap());
+        let (admin, admin_grpc) = (local(&listeners.admin), local(&listeners.admin_grpc));
         let (trigger, shutdown) = shutdown::channel();
         let serving = tokio::spawn(baichuan_server::run(config, registry, listeners, shutdown));
-        let client = within("a connection", Client::connect(&options(address)))
+        let client = within("a connection", Client::connect(&caller.options(address)))
             .await
             .unwrap();
         let server = Self {
             address,
+            admin,
+            admin_grpc,
             client,
             trigger,
             serving,
             gates,
+            caller,
             _dir: dir,
         };
         until_ready(&server.client).await;
@@ -167,7 +211,60 @@ impl TestServer {
 
     /// A connection of its own.
     pub async fn connect(&self) -> Client {
-        Client::connect(&options(self.address)).await.unwrap()
+        Client::connect(&self.caller.options(self.address)).await.unwrap()
+    }
+
+    /// A connection with another proof, or none.
+    pub async fn connect_as(&self, token: Option<&str>) -> Client {
+        let mut options = self.caller.options(self.address);
+        options.token = token.map(Into::into);
+        Client::connect(&options).await.unwrap()
+    }
+
+    /// A connection encrypted in another way.
+    ///
+    /// # Errors
+    /// As [`Client::connect`].
+    pub async fn connect_by(&self, tls: TlsOptions) -> Result<Client, baichuan_client::Error> {
+        let mut options = self.caller.options(self.address);
+        options.tls = Some(tls);
+        Client::connect(&options).await
+    }
+
+    /// A connection to AdminService.
+    pub async fn operator(&self) -> Client {
+        let address = self.admin_grpc.expect("listen.admin_grpc is set");
+        Client::connect(&self.caller.options(address)).await.unwrap()
+    }
+
+    /// Has it look at certificates, tokens and keys again, as SIGHUP does.
+    pub fn reload(&self) {
+        self.trigger.reload();
+    }
+
+    /// The value of a sample of `/metrics`, by its name and labels; 0 while there is none.
+    pub async fn metric(&self, series: &str) -> f64 {
+        let mut socket = TcpStream::connect(self.admin.expect("listen.admin is set"))
+            .await
+            .unwrap();
+        let request = "GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+        socket.write_all(request.as_bytes()).await.unwrap();
+        let mut page = String::new();
+        socket.read_to_string(&mut page).await.unwrap();
+        let sample = page
+            .lines()
+            .find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        sample.map_or(0.0, |value| value.parse().unwrap())
+    }
+
+    /// Returns when a sample of `/metrics` is at least this.
+    pub async fn until_metric(&self, series: &str, least: f64) {
+        let reached = async {
+            while self.metric(series).await < least {
+                tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+            }
+        };
+        within(series, reached).await;
     }
 
     /// `HOST:PORT`, as the programs take it.
@@ -200,8 +297,4 @@ impl TestServer {
         let outcome = within("the server's end", self.serving).await;
         outcome.expect("no panic").expect("no error");
     }
-}
-
-fn options(address: SocketAddr) -> ConnectOptions {
-    ConnectOptions::new(address.to_string())
 }

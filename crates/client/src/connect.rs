@@ -1,21 +1,25 @@
 //! How to reach a server: address, identity, timeouts and limits of a connection.
 
+use std::fmt;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
 use tonic::{Request, Status};
 
 use crate::error::Error;
 
 /// How to reach a server.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct ConnectOptions {
-    /// `HOST:PORT` or `http://HOST:PORT`.
+    /// `HOST:PORT`, `http://HOST:PORT` or `https://HOST:PORT`.
     pub server: String,
     /// Sent as `authorization: Bearer …` with every call.
     pub token: Option<String>,
+    /// Encrypt; an address with `https://` does so too, with the system's authorities.
+    pub tls: Option<TlsOptions>,
     /// How long establishing a connection may take.
     pub connect_timeout: Duration,
     /// How often an HTTP/2 ping proves that the connection lives, also while nothing runs on it.
@@ -26,6 +30,30 @@ pub struct ConnectOptions {
     pub max_message_bytes: usize,
 }
 
+/// How to encrypt, and who to believe and to be.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TlsOptions {
+    /// File of who signs the server's certificate, PEM; absent: the system's authorities.
+    pub ca: Option<PathBuf>,
+    /// File of this client's certificate, PEM.
+    pub cert: Option<PathBuf>,
+    /// File of its private key, PEM.
+    pub key: Option<PathBuf>,
+    /// Name that the server's certificate must have; absent: the address's host.
+    pub server_name: Option<String>,
+}
+
+/// Without the token.
+impl fmt::Debug for ConnectOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ConnectOptions")
+            .field("server", &self.server)
+            .field("token", &self.token.as_ref().map(|_| "…"))
+            .field("tls", &self.tls)
+            .finish_non_exhaustive()
+    }
+}
+
 impl ConnectOptions {
     /// Defaults for everything but the address: 5 s to connect, a ping each 30 s with 20 s to be answered,
     /// messages of up to 32 MiB.
@@ -33,6 +61,7 @@ impl ConnectOptions {
         Self {
             server: server.into(),
             token: None,
+            tls: None,
             connect_timeout: Duration::from_secs(5),
             keepalive_interval: Duration::from_secs(30),
             keepalive_timeout: Duration::from_secs(20),
@@ -48,16 +77,32 @@ impl ConnectOptions {
         let address = if self.server.contains("://") {
             self.server.clone()
         } else {
-            format!("http://{}", self.server)
+            let scheme = if self.tls.is_some() { "https" } else { "http" };
+            format!("{scheme}://{}", self.server)
         };
         let endpoint = Endpoint::from_shared(address).map_err(|e| invalid(innermost(&e)))?;
         let uri = endpoint.uri();
-        if uri.scheme_str() != Some("http") {
-            return Err(invalid("only http:// (h2c) is spoken".into()));
-        }
+        let encrypts = match uri.scheme_str() {
+            Some("http") if self.tls.is_some() => {
+                return Err(invalid("options of TLS contradict http://".into()));
+            }
+            Some("http") => false,
+            Some("https") => true,
+            _ => return Err(invalid("only http:// (h2c) and https:// are spoken".into())),
+        };
         if uri.port().is_none() {
             return Err(invalid("the port is missing".into()));
         }
+        let endpoint = match encrypts {
+            false => endpoint,
+            true => {
+                let tls = self.tls.clone().unwrap_or_default().config()?;
+                endpoint.tls_config(tls).map_err(|e| Error::Option {
+                    option: "tls",
+                    message: innermost(&e),
+                })?
+            }
+        };
         Ok(endpoint
             .connect_timeout(self.connect_timeout)
             .http2_keep_alive_interval(self.keepalive_interval)
@@ -82,6 +127,41 @@ impl ConnectOptions {
         let authorization = self.token.as_ref().map(bearer).transpose()?;
         Ok(Identity { authorization })
     }
+}
+
+impl TlsOptions {
+    fn config(&self) -> Result<ClientTlsConfig, Error> {
+        let mut config = match &self.ca {
+            Some(ca) => ClientTlsConfig::new().ca_certificate(Certificate::from_pem(read("tls-ca", ca)?)),
+            None => ClientTlsConfig::new().with_native_roots(),
+        };
+        config = match (&self.cert, &self.key) {
+            (None, None) => config,
+            (Some(cert), Some(key)) => {
+                let (cert, key) = (read("tls-cert", cert)?, read("tls-key", key)?);
+                config.identity(tonic::transport::Identity::from_pem(cert, key))
+            }
+            (one, _) => {
+                let (option, other) = match one {
+                    Some(_) => ("tls-cert", "tls-key"),
+                    None => ("tls-key", "tls-cert"),
+                };
+                let message = format!("needs {other} beside it");
+                return Err(Error::Option { option, message });
+            }
+        };
+        Ok(match &self.server_name {
+            Some(name) => config.domain_name(name),
+            None => config,
+        })
+    }
+}
+
+fn read(option: &'static str, path: &Path) -> Result<Vec<u8>, Error> {
+    std::fs::read(path).map_err(|e| Error::Option {
+        option,
+        message: format!("{}: {e}", path.display()),
+    })
 }
 
 fn bearer(token: &String) -> Result<MetadataValue<Ascii>, Error> {
@@ -141,7 +221,7 @@ mod tests {
         for server in [
             "",
             "localhost",
-            "https://localhost:1",
+            "ftp://localhost:1",
             "http://a b:1",
             "unix:/tmp/socket",
         ] {
@@ -152,6 +232,33 @@ mod tests {
             );
             assert!(error.to_string().contains(&format!("{server:?}")), "{error}");
         }
+    }
+
+    #[test]
+    fn what_cannot_be_encrypted_with_is_named() {
+        let with = |server: &str, tls: TlsOptions| {
+            let mut options = ConnectOptions::new(server);
+            options.tls = Some(tls);
+            options.endpoint().unwrap_err().to_string()
+        };
+        let missing = TlsOptions {
+            ca: Some("/nowhere/ca.pem".into()),
+            ..TlsOptions::default()
+        };
+        assert!(with("localhost:1", missing).starts_with("tls-ca: /nowhere/ca.pem: "));
+        let half = TlsOptions {
+            key: Some("/nowhere/key.pem".into()),
+            ..TlsOptions::default()
+        };
+        assert_eq!(with("localhost:1", half), "tls-key: needs tls-cert beside it");
+        assert!(with("http://localhost:1", TlsOptions::default()).contains("contradict"));
+    }
+
+    #[test]
+    fn a_token_is_not_shown() {
+        let mut options = ConnectOptions::new("localhost:1");
+        options.token = Some("very secret".into());
+        assert!(!format!("{options:?}").contains("secret"));
     }
 
     #[test]

@@ -29,7 +29,7 @@ pub mod prompt;
 
 pub use baichuan_proto::v1;
 pub use client::Client;
-pub use connect::ConnectOptions;
+pub use connect::{ConnectOptions, TlsOptions};
 pub use embedding::{EmbedFailure, EmbedStream, Embedded, values};
 pub use error::{Error, FieldViolation, Refusal};
 pub use generation::{Choice, Completion, Event, Generation};

@@ -22,6 +22,8 @@ pub(crate) enum Command {
     CheckConfig(Settings),
     /// Print what every key of the configuration means, as docs/CONFIG.md has it.
     ConfigReference,
+    /// Print the entry of a bearer token for auth.tokens, with its hash in place of itself.
+    HashToken(HashToken),
     /// Start a server on the default model and use it as a client would: chat, embed, tokenise.
     Demo(Settings),
     /// Ask a running server for its health; succeed if it serves.
@@ -66,6 +68,20 @@ pub(crate) struct Settings {
     set: Vec<(String, String)>,
 }
 
+/// A bearer token and whose it is.
+#[derive(Args, Debug)]
+pub(crate) struct HashToken {
+    /// What the token is called in logs.
+    #[arg(long)]
+    pub(crate) name: String,
+    /// Tenant of who has it.
+    #[arg(long)]
+    pub(crate) tenant: String,
+    /// Make a new token and write it to standard error; else one line of standard input is the token.
+    #[arg(long)]
+    pub(crate) generate: bool,
+}
+
 /// Whom to ask.
 #[derive(Args, Debug)]
 pub(crate) struct Health {
@@ -75,6 +91,18 @@ pub(crate) struct Health {
     /// Whose health: "" is liveness, the default is readiness.
     #[arg(long, default_value = baichuan_server::READINESS_SERVICE)]
     pub(crate) service: String,
+    /// Encrypt, and believe whom this file's certificates (PEM) signed.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) tls_ca: Option<PathBuf>,
+    /// Certificate to show to the server, PEM.
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    pub(crate) tls_cert: Option<PathBuf>,
+    /// Its private key, PEM.
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    pub(crate) tls_key: Option<PathBuf>,
+    /// Name that the server's certificate must have, where it is not the address's.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) tls_server_name: Option<String>,
     /// How long to wait for the answer.
     #[arg(long, value_name = "DURATION", default_value = "2s", value_parser = humantime::parse_duration)]
     pub(crate) timeout: Duration,

@@ -16,10 +16,13 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::error::{ApiError, Unavailable};
 
+/// A call's name: whose it is, for owners do not see each other's, and what they call it.
+type Name = (Arc<str>, RequestId);
+
 /// All running calls.
 #[derive(Debug, Default)]
 pub(crate) struct Calls {
-    running: Mutex<HashMap<RequestId, CancellationToken>>,
+    running: Mutex<HashMap<Name, CancellationToken>>,
     tracker: TaskTracker,
     draining: CancellationToken,
     ended: CancellationToken,
@@ -40,6 +43,7 @@ pub(crate) enum Interrupt {
 pub(crate) struct Call {
     /// Its name.
     pub(crate) id: RequestId,
+    owner: Arc<str>,
     /// When it reached the server.
     pub(crate) arrived: Instant,
     interrupt: Pin<Box<dyn Future<Output = Interrupt> + Send>>,
@@ -48,18 +52,23 @@ pub(crate) struct Call {
 }
 
 impl Calls {
-    /// Takes a call up. `limit` is how long it may take, from now.
+    /// Takes a call of `owner` up. `limit` is how long it may take, from now.
     ///
     /// # Errors
-    /// The server drains, or a running call has the name already.
-    pub(crate) fn begin(self: &Arc<Self>, id: RequestId, limit: Option<Duration>) -> Result<Call, ApiError> {
+    /// The server drains, or a running call of the owner has the name already.
+    pub(crate) fn begin(
+        self: &Arc<Self>,
+        owner: &Arc<str>,
+        id: RequestId,
+        limit: Option<Duration>,
+    ) -> Result<Call, ApiError> {
         // Counted before the gate is looked at: who drains either sees this call or makes it turn back.
         let running = self.tracker.token();
         if self.is_draining() {
             return Err(ApiError::Unavailable(Unavailable::Draining));
         }
         let abort = CancellationToken::new();
-        match self.running().entry(id.clone()) {
+        match self.running().entry((owner.clone(), id.clone())) {
             Entry::Occupied(_) => {
                 let message = format!("a request called {:?} is running already", id.as_str());
                 return Err(ApiError::invalid("request_id", message));
@@ -83,6 +92,7 @@ impl Calls {
         };
         Ok(Call {
             id,
+            owner: owner.clone(),
             arrived: Instant::now(),
             interrupt: Box::pin(interrupt),
             calls: self.clone(),
@@ -90,17 +100,21 @@ impl Calls {
         })
     }
 
-    /// Ends the call named `id`.
+    /// Ends the call named `id` of `owner`, or, for the operator, of whomever.
     ///
     /// # Errors
     /// No such call runs.
-    pub(crate) fn abort(&self, id: &str) -> Result<(), ApiError> {
-        match self.running().get(&RequestId::new(id)) {
-            Some(abort) => {
+    pub(crate) fn abort(&self, owner: Option<&str>, id: &str) -> Result<(), ApiError> {
+        let mut found = false;
+        for ((of, name), abort) in self.running().iter() {
+            if name.as_str() == id && owner.is_none_or(|owner| owner == &**of) {
                 abort.cancel();
-                Ok(())
+                found = true;
             }
-            None => Err(ApiError::UnknownRequest { id: id.into() }),
+        }
+        match found {
+            true => Ok(()),
+            false => Err(ApiError::UnknownRequest { id: id.into() }),
         }
     }
 
@@ -130,7 +144,7 @@ impl Calls {
         self.ended.cancel();
     }
 
-    fn running(&self) -> MutexGuard<'_, HashMap<RequestId, CancellationToken>> {
+    fn running(&self) -> MutexGuard<'_, HashMap<Name, CancellationToken>> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -152,6 +166,7 @@ impl Call {
 
 impl Drop for Call {
     fn drop(&mut self) {
-        self.calls.running().remove(&self.id);
+        let name = (self.owner.clone(), self.id.clone());
+        self.calls.running().remove(&name);
     }
 }

@@ -12,6 +12,7 @@ use baichuan_engine::{Dtype, EngineConfig, IsqType, Placement};
 
 mod check;
 mod effective;
+mod identity;
 mod load;
 mod locate;
 mod raw;
@@ -20,6 +21,9 @@ mod reference;
 mod tests;
 mod units;
 
+pub use identity::{
+    ANONYMOUS, AuthConfig, ClientAuth, JwtAlgorithm, JwtConfig, OTHER, Service, TenantConfig, TlsConfig,
+};
 pub use load::{Flag, Inputs, load};
 pub use locate::{DEFAULT_MODEL_DIR, Places};
 pub use raw::LogFormat;
@@ -42,8 +46,14 @@ pub struct Config {
     pub shutdown: ShutdownConfig,
     /// Logs.
     pub log: LogConfig,
-    /// For the operator.
-    pub admin: AdminConfig,
+    /// Encryption of the gRPC listeners; absent: none.
+    pub tls: Option<TlsConfig>,
+    /// How callers prove who they are.
+    pub auth: AuthConfig,
+    /// Who there is, names distinct. The anonymous tenant is among them where there may be one.
+    pub tenants: Vec<TenantConfig>,
+    /// How often certificates, tokens and keys are looked at for changes.
+    pub reload_interval: Duration,
 }
 
 /// Addresses, each `HOST:PORT`.
@@ -53,6 +63,8 @@ pub struct ListenConfig {
     pub grpc: String,
     /// Of `/metrics`, `/livez` and `/readyz`; absent: not served.
     pub admin: Option<String>,
+    /// Of `AdminService`; absent: not served.
+    pub admin_grpc: Option<String>,
 }
 
 /// One served model.
@@ -211,13 +223,6 @@ impl Default for LogConfig {
             format: LogFormat::Text,
         }
     }
-}
-
-/// For the operator.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct AdminConfig {
-    /// Serve `AdminService` on the gRPC address.
-    pub grpc: bool,
 }
 
 /// A key of the configuration that cannot be accepted.

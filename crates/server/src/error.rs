@@ -7,6 +7,8 @@ use std::time::Duration;
 use baichuan_engine::event::Usage;
 use baichuan_engine::{RequestError, RequestId, SubmitError, Violation, Violations};
 
+use crate::config::Service;
+
 /// Room comes with the client's own reading; this keeps it from coming back at once.
 const SLOW_CLIENT_DELAY: Duration = Duration::from_secs(1);
 
@@ -38,6 +40,12 @@ pub(crate) enum ApiError {
     /// The caller ended the call by Abort and its method has no other way to say so.
     #[error("the request was aborted")]
     Aborted,
+    /// The caller did not prove who they are.
+    #[error("{0}")]
+    Unauthenticated(Unproven),
+    /// The caller's tenant is not allowed what is asked for.
+    #[error("{0}")]
+    Denied(Denied),
     /// The model or build lacks what is asked for.
     #[error("{field}: {feature} is not supported by this model")]
     Unsupported { field: &'static str, feature: String },
@@ -66,6 +74,26 @@ pub(crate) enum Unavailable {
     Ended,
     #[error("the model's engine has stopped")]
     EngineStopped,
+}
+
+/// Why nobody knows who calls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
+pub(crate) enum Unproven {
+    #[error("a bearer token or a client certificate is needed")]
+    Missing,
+    #[error("the token is not accepted")]
+    NotAccepted,
+}
+
+/// What a tenant is not allowed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Denied {
+    #[error("this tenant may not call {0:?}")]
+    Service(Service),
+    #[error("this tenant may not use model {0:?}")]
+    Model(String),
+    #[error("the tenant that the token names is not served here")]
+    Tenant,
 }
 
 /// How far a request had come.

@@ -32,9 +32,18 @@ mod status;
 mod text;
 mod vllm;
 
-/// All services, each with its limits. Compressed requests are accepted; responses are compressed for callers that
+/// What is served where.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Face {
+    /// To applications, routers and whoever watches.
+    Public,
+    /// To the operator, on an address of its own.
+    Admin,
+}
+
+/// The services of a face, each with its limits. Compressed requests are accepted; responses are compressed for callers that
 /// accept it.
-pub(crate) fn routes(app: &Arc<App>) -> Result<Routes, tonic_reflection::server::Error> {
+pub(crate) fn routes(app: &Arc<App>, face: Face) -> Result<Routes, tonic_reflection::server::Error> {
     let (decode, encode) = (
         app.config.grpc.max_decoding_message_bytes,
         app.config.grpc.max_encoding_message_bytes,
@@ -49,17 +58,17 @@ pub(crate) fn routes(app: &Arc<App>) -> Result<Routes, tonic_reflection::server:
         };
     }
     let mut routes = Routes::builder();
-    routes
-        .add_service(limited!(InferenceServiceServer::new(inference::Inference(
-            app.clone()
-        ))))
-        .add_service(limited!(ModelServiceServer::new(models::ModelList(app.clone()))))
-        .add_service(limited!(ControlServiceServer::new(control::Control(app.clone()))))
-        .add_service(limited!(app.health.service()));
-    if app.config.admin.grpc {
-        routes.add_service(limited!(AdminServiceServer::new(admin::Admin(app.clone()))));
-    }
-    let facade = app.config.grpc.vllm_facade;
+    routes.add_service(limited!(app.health.service()));
+    let facade = face == Face::Public && app.config.grpc.vllm_facade;
+    match face {
+        Face::Public => routes
+            .add_service(limited!(InferenceServiceServer::new(inference::Inference(
+                app.clone()
+            ))))
+            .add_service(limited!(ModelServiceServer::new(models::ModelList(app.clone()))))
+            .add_service(limited!(ControlServiceServer::new(control::Control(app.clone())))),
+        Face::Admin => routes.add_service(limited!(AdminServiceServer::new(admin::Admin(app.clone())))),
+    };
     if facade {
         // Never compressed, whatever a caller accepts: llm-d reads the messages on their way and knows plain ones only.
         let service = VllmEngineServer::new(vllm::Facade(app.clone()))

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use args::{Arguments, Command, Settings};
-use baichuan_client::{Client, ConnectOptions, Health};
+use baichuan_client::{Client, ConnectOptions, Health, TlsOptions};
 use baichuan_engine::Registry;
 use baichuan_server::config::{Config, load};
 use baichuan_server::telemetry::{self, Terminal};
@@ -53,6 +53,7 @@ async fn run(command: Command) -> anyhow::Result<()> {
         Command::Serve(settings) => serve(load(&settings.inputs())?).await,
         Command::CheckConfig(settings) => check_config(&settings),
         Command::ConfigReference => config_reference(),
+        Command::HashToken(token) => hash_token(&token),
         Command::Demo(settings) => demo::demo(&settings).await,
         Command::Health(health) => probe(&health).await,
     }
@@ -86,6 +87,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
 #[expect(clippy::print_stdout, reason = "the configuration is this command's output")]
 fn check_config(settings: &Settings) -> anyhow::Result<()> {
     let config = load(&settings.inputs())?;
+    baichuan_server::check_files(&config)?;
     print!("{}", config.to_toml()?);
     Ok(())
 }
@@ -96,10 +98,37 @@ fn config_reference() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The entry goes to standard output, for a file; a new token to standard error, for its user, and nowhere else.
+#[expect(clippy::print_stdout, reason = "the entry is this command's output")]
+fn hash_token(asked: &args::HashToken) -> anyhow::Result<()> {
+    let token = if asked.generate {
+        let token = baichuan_server::fresh_token().map_err(anyhow::Error::msg)?;
+        eprintln!("{token}");
+        token
+    } else {
+        let mut line = String::new();
+        std::io::stdin()
+            .read_line(&mut line)
+            .context("cannot read the token from standard input")?;
+        line.trim().to_owned()
+    };
+    let entry =
+        baichuan_server::token_entry(&token, &asked.name, &asked.tenant).map_err(anyhow::Error::msg)?;
+    print!("{entry}");
+    Ok(())
+}
+
 #[expect(clippy::print_stdout, reason = "the answer is this command's output")]
 async fn probe(health: &args::Health) -> anyhow::Result<()> {
     let mut options = ConnectOptions::new(&health.server);
     options.connect_timeout = health.timeout;
+    let tls = TlsOptions {
+        ca: health.tls_ca.clone(),
+        cert: health.tls_cert.clone(),
+        key: health.tls_key.clone(),
+        server_name: health.tls_server_name.clone(),
+    };
+    options.tls = (tls != TlsOptions::default()).then_some(tls);
     let asked = async { Client::connect(&options).await?.health(&health.service).await };
     let answer = tokio::time::timeout(health.timeout, asked)
         .await

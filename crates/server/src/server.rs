@@ -10,11 +10,16 @@ use tokio::task::JoinSet;
 use crate::admin_http;
 use crate::app::App;
 use crate::config::{Config, ListenConfig};
+use crate::grpc::Face;
 use crate::grpc::pipeline::Pipeline;
 use crate::grpc::serve::{Stop, serve};
+use crate::identity::Authenticator;
 use crate::models::{LoadObserver, load_all};
+use crate::reload;
 use crate::shutdown::Shutdown;
+use crate::systemd;
 use crate::telemetry::LogFilter;
+use crate::tls;
 
 /// Time connections have to close by themselves when nothing runs on them any more.
 const CLOSE_GRACE: Duration = Duration::from_secs(1);
@@ -46,6 +51,9 @@ pub enum ServeError {
         /// Its served name.
         model: String,
     },
+    /// Certificates, tokens or keys cannot be used.
+    #[error("{0}")]
+    Identity(String),
     /// The descriptors compiled in cannot be used.
     #[error("reflection: {0}")]
     Reflection(#[from] tonic_reflection::server::Error),
@@ -64,6 +72,8 @@ pub struct Listeners {
     pub grpc: TcpListener,
     /// For `/metrics`, `/livez` and `/readyz`; absent: not served.
     pub admin: Option<TcpListener>,
+    /// For `AdminService`; absent: not served.
+    pub admin_grpc: Option<TcpListener>,
 }
 
 impl Listeners {
@@ -86,7 +96,15 @@ impl Listeners {
             Some(address) => Some(bind("listen.admin", address).await?),
             None => None,
         };
-        Ok(Self { grpc, admin })
+        let admin_grpc = match &config.admin_grpc {
+            Some(address) => Some(bind("listen.admin_grpc", address).await?),
+            None => None,
+        };
+        Ok(Self {
+            grpc,
+            admin,
+            admin_grpc,
+        })
     }
 }
 
@@ -96,6 +114,17 @@ pub struct Server {
     registry: Registry,
     log_filter: Option<LogFilter>,
     observer: Arc<dyn LoadObserver>,
+}
+
+/// Reads the files of certificates, tokens and keys that a configuration names, as a server of it would.
+///
+/// # Errors
+/// [`ServeError::Identity`] with the file and what is wrong with it.
+pub fn check_files(config: &Config) -> Result<(), ServeError> {
+    let tls = config.tls.as_ref().map(tls::open).transpose();
+    tls.and_then(|_| Authenticator::open(config))
+        .map(drop)
+        .map_err(ServeError::Identity)
 }
 
 /// Serves until told to end: [`Server`] with nothing but the necessary.
@@ -142,19 +171,24 @@ impl Server {
     /// # Errors
     /// A model that cannot be loaded, or calls that had to be cut off at the hard timeout.
     pub async fn run(self, listeners: Listeners, mut shutdown: Shutdown) -> Result<(), ServeError> {
-        let app = App::new(self.config, self.log_filter).await;
-        let pipeline = Pipeline::new(app.clone(), crate::grpc::routes(&app)?);
+        let app = App::new(self.config, self.log_filter)
+            .await
+            .map_err(ServeError::Identity)?;
         let stop = Stop::default();
         let mut tasks = JoinSet::new();
-        if let Ok(address) = listeners.grpc.local_addr() {
-            tracing::info!(%address, "gRPC listens");
+        let faces = [
+            (Some(listeners.grpc), Face::Public, "gRPC listens"),
+            (listeners.admin_grpc, Face::Admin, "AdminService listens"),
+        ];
+        for (listener, face, told) in faces {
+            let Some(listener) = listener else { continue };
+            if let Ok(address) = listener.local_addr() {
+                tracing::info!(%address, tls = app.tls.is_some(), "{told}");
+            }
+            let pipeline = Pipeline::new(app.clone(), crate::grpc::routes(&app, face)?);
+            let (config, tls) = (app.config.grpc.clone(), app.tls.clone());
+            tasks.spawn(serve(listener, config, tls, pipeline, stop.clone()));
         }
-        tasks.spawn(serve(
-            listeners.grpc,
-            app.config.grpc.clone(),
-            pipeline,
-            stop.clone(),
-        ));
         if let Some(listener) = listeners.admin {
             if let Ok(address) = listener.local_addr() {
                 tracing::info!(%address, "/metrics, /livez and /readyz listen");
@@ -173,6 +207,14 @@ impl Server {
                 watchers.spawn(watch_engine(app.clone(), backend.clone()));
             }
             app.refresh_health().await;
+            let files = app.files();
+            if !files.is_empty() {
+                let interval = app.config.reload_interval;
+                let (metrics, stop) = (app.metrics.clone(), stop.now.clone());
+                watchers.spawn(reload::watch(files, interval, metrics, shutdown.clone(), stop));
+            }
+            systemd::ready();
+            watchers.spawn(systemd::watchdog(app.health.subscribe(), stop.now.clone()));
             shutdown.asked().await;
         }
         let outcome = match outcome {
@@ -212,6 +254,7 @@ async fn end(
     let times = &app.config.shutdown;
     let orderly = async {
         tracing::info!(running = app.calls.n_running(), "draining");
+        systemd::stopping();
         app.health.withdraw(&app.models).await;
         tokio::time::sleep(times.drain_delay).await;
         app.drain().await;

@@ -1,6 +1,9 @@
-//! How the server is told to end: first to drain, then, if told again, at once.
+//! How the server is told to end: first to drain, then, if told again, at once. And how it is told to look at its
+//! files again.
 
-use tokio::sync::watch;
+use std::sync::Arc;
+
+use tokio::sync::{Notify, watch};
 
 /// How far the end has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -12,22 +15,33 @@ enum Stage {
 
 /// Tells the server to end.
 #[derive(Clone, Debug)]
-pub struct Trigger(watch::Sender<Stage>);
+pub struct Trigger {
+    stage: watch::Sender<Stage>,
+    reload: Arc<Notify>,
+}
 
 /// Learns that the server shall end.
 #[derive(Clone, Debug)]
-pub struct Shutdown(watch::Receiver<Stage>);
+pub struct Shutdown {
+    stage: watch::Receiver<Stage>,
+    reload: Arc<Notify>,
+}
 
 /// A trigger and what it triggers. A trigger that is dropped never fires.
 pub fn channel() -> (Trigger, Shutdown) {
     let (tx, rx) = watch::channel(Stage::Run);
-    (Trigger(tx), Shutdown(rx))
+    let reload = Arc::new(Notify::new());
+    let trigger = Trigger {
+        stage: tx,
+        reload: reload.clone(),
+    };
+    (trigger, Shutdown { stage: rx, reload })
 }
 
 impl Trigger {
     /// Finish what runs, then end. Asked for the second time: end now.
     pub fn ask(&self) {
-        self.0.send_modify(|stage| {
+        self.stage.send_modify(|stage| {
             *stage = match stage {
                 Stage::Run => Stage::Drain,
                 Stage::Drain | Stage::Now => Stage::Now,
@@ -35,7 +49,12 @@ impl Trigger {
         });
     }
 
-    /// Turns SIGTERM and SIGINT into [`Self::ask`]. Never returns.
+    /// Look at certificates, tokens and keys again, now.
+    pub fn reload(&self) {
+        self.reload.notify_one();
+    }
+
+    /// Turns SIGTERM and SIGINT into [`Self::ask`], SIGHUP into [`Self::reload`]. Never returns.
     ///
     /// # Errors
     /// When the system does not let signals be handled.
@@ -44,8 +63,14 @@ impl Trigger {
         use tokio::signal::unix::{SignalKind, signal};
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut hangup = signal(SignalKind::hangup())?;
         loop {
             let name = tokio::select! {
+                _ = hangup.recv() => {
+                    tracing::info!(signal = "SIGHUP", "asked to look at files again");
+                    self.reload();
+                    continue;
+                }
                 _ = terminate.recv() => "SIGTERM",
                 _ = interrupt.recv() => "SIGINT",
             };
@@ -79,8 +104,13 @@ impl Shutdown {
         self.reached(Stage::Now).await;
     }
 
+    /// Returns when files shall be looked at again; each wish is for one that waits.
+    pub(crate) async fn reload_asked(&self) {
+        self.reload.notified().await;
+    }
+
     async fn reached(&mut self, stage: Stage) {
-        if self.0.wait_for(|now| *now >= stage).await.is_err() {
+        if self.stage.wait_for(|now| *now >= stage).await.is_err() {
             std::future::pending::<()>().await;
         }
     }

@@ -5,14 +5,15 @@ use std::time::Duration;
 
 use super::raw::{RawConfig, RawGrpc, RawListen, RawLog, RawRequests, RawShutdown};
 use super::units::{Human, Limit};
-use super::{
-    AdminConfig, Config, GrpcConfig, ListenConfig, LogConfig, RequestsConfig, ShutdownConfig, is_address,
-};
+use super::{Config, GrpcConfig, ListenConfig, LogConfig, RequestsConfig, ShutdownConfig, is_address};
 
 mod engine;
+mod identity;
 mod models;
 
 const DEFAULT_GRPC_ADDRESS: &str = "127.0.0.1:50051";
+/// Certificates are renewed days before they end; a token that must go at once has SIGHUP.
+const DEFAULT_RELOAD_INTERVAL: Duration = Duration::from_secs(10);
 const DEFAULT_ADMIN_ADDRESS: &str = "127.0.0.1:9464";
 /// HTTP/2's own bounds (RFC 9113, 6.5.2).
 const MAX_WINDOW_BYTES: u32 = (1 << 31) - 1;
@@ -63,17 +64,32 @@ pub(super) fn check(
         let names: Vec<_> = models.iter().map(|m| m.name.as_str()).collect();
         format!("{default_model:?} is not among the models: {}", names.join(", "))
     });
+    let listen = listen(raw.listen, &mut findings);
+    let tls = identity::tls(raw.tls, &mut findings);
+    let auth = identity::auth(raw.auth, &mut findings);
+    let tenants = identity::tenants(
+        raw.tenants,
+        &raw.tenant_defaults,
+        &listen,
+        tls.as_ref(),
+        &auth,
+        &mut findings,
+    );
+    identity::anonymity(&listen, &auth, &tenants, &mut findings);
+    let reload_interval = raw.reload.interval.map_or(DEFAULT_RELOAD_INTERVAL, |t| t.0);
+    findings.not_zero("reload.interval", reload_interval);
     let config = Config {
         default_model,
         models,
-        listen: listen(raw.listen, &mut findings),
+        listen,
+        tls,
+        auth,
+        tenants,
+        reload_interval,
         grpc: grpc(raw.grpc, &mut findings),
         requests: requests(raw.requests, &mut findings),
         shutdown: shutdown(raw.shutdown, &mut findings),
         log: log(raw.log, &mut findings),
-        admin: AdminConfig {
-            grpc: raw.admin.grpc.unwrap_or(false),
-        },
     };
     if findings.0.is_empty() {
         Ok(config)
@@ -93,17 +109,31 @@ fn listen(raw: RawListen, findings: &mut Findings) -> ListenConfig {
     findings.that(is_address(&grpc), &["listen.grpc"], || {
         format!("must be HOST:PORT, got {grpc:?}")
     });
-    let admin = (admin != "off").then_some(admin);
-    if let Some(admin) = &admin {
-        findings.that(is_address(admin), &["listen.admin"], || {
-            format!("must be HOST:PORT or \"off\", got {admin:?}")
+    let optional = |key: &str, address: String, others: &[(&str, &String)], findings: &mut Findings| {
+        let address = (address != "off").then_some(address)?;
+        findings.that(is_address(&address), &[key], || {
+            format!("must be HOST:PORT or \"off\", got {address:?}")
         });
-        let same = admin == &grpc && !admin.ends_with(":0");
-        findings.that(!same, &["listen.admin", "listen.grpc"], || {
-            format!("both listeners are told to take {admin}")
-        });
+        for (other_key, other) in others {
+            let same = *other == &address && !address.ends_with(":0");
+            findings.that(!same, &[key, other_key], || {
+                format!("both listeners are told to take {address}")
+            });
+        }
+        Some(address)
+    };
+    let admin = optional("listen.admin", admin, &[("listen.grpc", &grpc)], findings);
+    let admin_grpc = raw.admin_grpc.unwrap_or_else(|| "off".into());
+    let taken: Vec<_> = [("listen.grpc", Some(&grpc)), ("listen.admin", admin.as_ref())]
+        .into_iter()
+        .filter_map(|(key, address)| Some((key, address?)))
+        .collect();
+    let admin_grpc = optional("listen.admin_grpc", admin_grpc, &taken, findings);
+    ListenConfig {
+        grpc,
+        admin,
+        admin_grpc,
     }
-    ListenConfig { grpc, admin }
 }
 
 fn grpc(raw: RawGrpc, findings: &mut Findings) -> GrpcConfig {

@@ -2,12 +2,14 @@
 
 use baichuan_engine::{CacheBudget, EngineConfig};
 
+use super::raw::identity::{RawReload, RawTenant};
 use super::raw::{
-    RawAdmin, RawCache, RawConfig, RawEngine, RawGrpc, RawLimits, RawListen, RawLog, RawModel, RawRequests,
-    RawShutdown,
+    RawCache, RawConfig, RawEngine, RawGrpc, RawLimits, RawListen, RawLog, RawModel, RawRequests, RawShutdown,
 };
 use super::units::{Human, Limit};
 use super::{Config, ModelConfig};
+
+mod identity;
 
 impl Config {
     /// The configuration as TOML that reads back as the same configuration.
@@ -23,6 +25,7 @@ impl Config {
             listen: RawListen {
                 grpc: Some(self.listen.grpc.clone()),
                 admin: Some(self.listen.admin.clone().unwrap_or_else(|| "off".into())),
+                admin_grpc: Some(self.listen.admin_grpc.clone().unwrap_or_else(|| "off".into())),
             },
             model: RawModel::default(),
             models: self.models.iter().map(raw_model).collect(),
@@ -64,8 +67,12 @@ impl Config {
                 filter: Some(self.log.filter.clone()),
                 format: Some(self.log.format),
             },
-            admin: RawAdmin {
-                grpc: Some(self.admin.grpc),
+            tls: identity::tls(self.tls.as_ref()),
+            auth: identity::auth(&self.auth),
+            tenant_defaults: RawTenant::default(),
+            tenants: identity::tenants(&self.tenants),
+            reload: RawReload {
+                interval: Some(Human(self.reload_interval)),
             },
         }
     }

@@ -18,7 +18,15 @@ const PREFIX: &str = "BAICHUAN_";
 /// The configuration file, where no flag names one.
 const FILE_VARIABLE: &str = "BAICHUAN_CONFIG";
 /// Variables with the prefix that are not keys: the file's, and those of the client program.
-const NOT_KEYS: [&str; 3] = [FILE_VARIABLE, "BAICHUAN_SERVER", "BAICHUAN_TOKEN"];
+const NOT_KEYS: [&str; 7] = [
+    FILE_VARIABLE,
+    "BAICHUAN_SERVER",
+    "BAICHUAN_TOKEN",
+    "BAICHUAN_TLS_CA",
+    "BAICHUAN_TLS_CERT",
+    "BAICHUAN_TLS_KEY",
+    "BAICHUAN_TLS_SERVER_NAME",
+];
 /// What variables begin with that steer tests.
 const TEST_PREFIX: &str = "TEST_";
 

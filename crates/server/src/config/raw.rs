@@ -3,6 +3,7 @@
 //! Field names here are the configuration's keys, and their comments become `docs/CONFIG.md` ([`super::reference`]): a
 //! key without one fails a test. A default that is no constant of [`super::Config`] is told by `x-default`.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -11,6 +12,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::units::{Human, Limit};
+
+pub(crate) mod identity;
+
+use identity::{RawAuth, RawReload, RawTenant, RawTls};
 
 /// The whole configuration.
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
@@ -39,8 +44,17 @@ pub(crate) struct RawConfig {
     pub(crate) shutdown: RawShutdown,
     /// Logs.
     pub(crate) log: RawLog,
-    /// For the operator.
-    pub(crate) admin: RawAdmin,
+    /// TLS of the gRPC listeners.
+    pub(crate) tls: RawTls,
+    /// How callers prove who they are.
+    pub(crate) auth: RawAuth,
+    /// What tenants have that do not say otherwise.
+    #[serde(skip_serializing_if = "RawTenant::is_empty")]
+    pub(crate) tenant_defaults: RawTenant,
+    /// Tenants by name.
+    pub(crate) tenants: BTreeMap<String, RawTenant>,
+    /// Files that are read again when they change.
+    pub(crate) reload: RawReload,
 }
 
 /// Addresses.
@@ -51,6 +65,8 @@ pub(crate) struct RawListen {
     pub(crate) grpc: Option<String>,
     /// `HOST:PORT` of `/metrics`, `/livez` and `/readyz` over HTTP; `"off"`: not served.
     pub(crate) admin: Option<String>,
+    /// `HOST:PORT` of `AdminService`, over gRPC; `"off"`: not served.
+    pub(crate) admin_grpc: Option<String>,
 }
 
 /// One model.
@@ -311,14 +327,6 @@ pub(crate) struct RawLog {
     pub(crate) filter: Option<String>,
     /// How a line looks.
     pub(crate) format: Option<LogFormat>,
-}
-
-/// For the operator.
-#[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
-#[serde(deny_unknown_fields, default)]
-pub(crate) struct RawAdmin {
-    /// Serve `AdminService` on the gRPC address.
-    pub(crate) grpc: Option<bool>,
 }
 
 /// How a log line looks.

@@ -126,7 +126,13 @@ fn walk(schema: &Schema, path: &str, defaults: &Value, at: usize, sections: &mut
             "models[].engine" => Some("as `engine`"),
             _ => None,
         };
-        if let Some(items) = items.filter(|items| !properties(items).is_empty()) {
+        let values = property.get("additionalProperties").and_then(as_schema);
+        if let Some(values) = values.filter(|values| !properties(values).is_empty()) {
+            // A table by name: its defaults are told by its keys alone.
+            let path = format!("{own}.NAME");
+            let section = new_section(format!("`[{path}]`"), meaning, sections);
+            walk(&values, &path, &Value::Null, section, sections);
+        } else if let Some(items) = items.filter(|items| !properties(items).is_empty()) {
             let path = format!("{own}[]");
             let section = new_section(format!("`[[{own}]]`"), meaning, sections);
             walk(&items, &path, default, section, sections);

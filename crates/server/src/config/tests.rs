@@ -136,6 +136,131 @@ fn the_effective_configuration_reads_back_as_itself() {
 }
 
 #[test]
+fn identities_read_back_as_themselves_too() {
+    let case = case(&format!(
+        "{ONE}listen.admin_grpc = '127.0.0.1:1'\n\
+         tls.cert = 'c.pem'\ntls.key = 'k.pem'\ntls.client_ca = 'ca.pem'\n\
+         auth.tokens = 't.toml'\nauth.allow_anonymous = true\nauth.open_health = false\n\
+         auth.jwt.jwks = 'j.json'\nauth.jwt.issuers = ['i']\nauth.jwt.audiences = ['a']\n\
+         tenant_defaults.weight = 3\ntenant_defaults.tokens_per_minute = 7\n\
+         tenants.a.sans = ['dns:a']\ntenants.b.weight = 2\ntenants.b.queue_share = 0.5"
+    ));
+    let config = case.load();
+    let [a, anonymous, b] = &config.tenants[..] else {
+        panic!("{:?}", config.tenants)
+    };
+    assert_eq!((a.weight, b.weight, anonymous.name.as_str()), (3, 2, ANONYMOUS));
+    assert_eq!((b.tokens_per_minute, b.queue_share), (Some(7), 0.5));
+    let file = case.dir.path().join("effective.toml");
+    std::fs::write(&file, config.to_toml().unwrap()).unwrap();
+    let inputs = Inputs {
+        file: Some(file),
+        ..Inputs::default()
+    };
+    assert_eq!(load(&inputs).unwrap(), config);
+}
+
+#[test]
+fn what_contradicts_itself_about_identities_is_named() {
+    let jwt = "auth.jwt.jwks = 'j'\nauth.jwt.issuers = ['i']\nauth.jwt.audiences = ['a']\n";
+    for (toml, key, says) in [
+        ("tls.cert = 'c'", "tls.cert", "both tls.cert and tls.key"),
+        (
+            "tls.cert = 'c'\ntls.key = 'k'\ntls.client_auth = 'optional'",
+            "tls.client_auth",
+            "tls.client_ca",
+        ),
+        ("auth.jwt.issuers = ['i']", "auth.jwt.issuers", "auth.jwt.jwks"),
+        (
+            "auth.jwt.jwks = 'j'\nauth.jwt.issuers = ['i']",
+            "auth.jwt.jwks",
+            "auth.jwt.audiences",
+        ),
+        (
+            &format!("{jwt}auth.jwt.algorithms = ['HS256']"),
+            "auth.jwt.algorithms[0]",
+            "HS256",
+        ),
+        (
+            &format!("{jwt}auth.jwt.algorithms = []"),
+            "auth.jwt.algorithms",
+            "at least one",
+        ),
+        (
+            &format!("{jwt}auth.jwt.leeway = '1h'"),
+            "auth.jwt.leeway",
+            "at most 5m",
+        ),
+        ("tenants.a.sans = ['dns:a']", "tenants.a.sans", "tls.client_ca"),
+        ("tenants.a.sans = ['a']", "tenants.a.sans", "dns:"),
+        (
+            "tenant_defaults.sans = ['dns:a']",
+            "tenant_defaults.sans",
+            "one tenant's",
+        ),
+        ("tenants.'a b'.weight = 1", "tenants.a b", "letters"),
+        ("tenants.a.weight = 0", "tenants.a.weight", "got 0"),
+        ("tenant_defaults.weight = 0", "tenant_defaults.weight", "got 0"),
+        ("tenants.a.queue_share = 1.5", "tenants.a.queue_share", "got 1.5"),
+        (
+            "tenants.a.requests_per_second = 0",
+            "tenants.a.requests_per_second",
+            "above 0",
+        ),
+        (
+            "tenants.a.tokens_per_minute = 0",
+            "tenants.a.tokens_per_minute",
+            "got 0",
+        ),
+        (
+            "tenants.a.max_concurrent = 0",
+            "tenants.a.max_concurrent",
+            "got 0",
+        ),
+        (
+            "tenants.a.services = ['Everything']",
+            "tenants.a.services[0]",
+            "Everything",
+        ),
+        ("tenants.a.password = 'x'", "tenants.a.password", "unknown field"),
+        ("reload.interval = '0s'", "reload.interval", "more than 0"),
+        (
+            "listen.admin_grpc = '127.0.0.1:50051'",
+            "listen.admin_grpc",
+            "both listeners",
+        ),
+        ("listen.grpc = '0.0.0.0:1'", "listen.grpc", "allow_anonymous"),
+        (
+            "listen.admin_grpc = '[::]:1'",
+            "listen.admin_grpc",
+            "allow_anonymous",
+        ),
+    ] {
+        let error = case(&format!("{ONE}{toml}")).error();
+        assert!(
+            error.contains(&format!("{key}: ")) && error.contains(says),
+            "{toml}\n{error}"
+        );
+    }
+}
+
+#[test]
+fn who_proves_themselves_may_come_from_anywhere() {
+    for toml in [
+        "auth.tokens = 't'",
+        "auth.jwt.jwks = 'j'\nauth.jwt.issuers = ['i']\nauth.jwt.audiences = ['a']",
+        "tls.cert = 'c'\ntls.key = 'k'\ntls.client_ca = 'a'\ntenants.a.sans = ['dns:a']",
+        "auth.allow_anonymous = true",
+    ] {
+        let config = case(&format!("{ONE}listen.grpc = '0.0.0.0:1'\n{toml}")).load();
+        let anonymous = config.tenants.iter().any(|t| t.name == ANONYMOUS);
+        assert_eq!(anonymous, config.auth.allow_anonymous, "{toml}");
+        let administers = |t: &TenantConfig| t.services.contains(&Service::AdminService);
+        assert!(!config.tenants.iter().any(administers), "{toml}");
+    }
+}
+
+#[test]
 fn a_bad_key_or_value_is_an_error_that_names_key_value_and_file() {
     for (toml, key, says) in [
         (

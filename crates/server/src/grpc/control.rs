@@ -16,11 +16,11 @@ use crate::error::ApiError;
 pub(super) struct Control(pub(super) Arc<App>);
 
 impl Control {
-    fn load(&self, model: &str) -> Result<v1::GetLoadResponse, ApiError> {
-        let models = &self.0.models;
+    fn load(&self, meta: &Meta, model: &str) -> Result<v1::GetLoadResponse, ApiError> {
+        let (models, tenant) = (&self.0.models, &meta.identity()?.tenant);
         let asked: Vec<_> = match model {
-            "" => models.iter().collect(),
-            name => vec![models.find(name)?],
+            "" => models.iter().filter(|m| tenant.may_use(m.name())).collect(),
+            name => vec![meta.model(&self.0, name)?],
         };
         let loads = asked.into_iter().filter_map(|m| {
             let stats = m.backend()?.stats();
@@ -40,7 +40,9 @@ impl ControlService for Control {
         request: Request<v1::GetServerInfoRequest>,
     ) -> Result<Response<v1::GetServerInfoResponse>, Status> {
         let app = &self.0;
-        let id = Meta::of(&request).request_id("");
+        let meta = Meta::of(&request);
+        let id = meta.request_id("");
+        let may_use = |name: &str| meta.identity().is_ok_and(|i| i.tenant.may_use(name));
         let info = v1::GetServerInfoResponse {
             version: build_info::VERSION.to_owned(),
             git_commit: build_info::GIT_COMMIT.to_owned(),
@@ -49,7 +51,12 @@ impl ControlService for Control {
             ready: app.health.state().ready,
             draining: app.calls.is_draining(),
             default_model: app.models.default_name().to_owned(),
-            models: app.models.iter().map(|m| m.name().to_owned()).collect(),
+            models: app
+                .models
+                .iter()
+                .map(|m| m.name().to_owned())
+                .filter(|name| may_use(name))
+                .collect(),
             features: build_info::features(),
             cpu: build_info::cpu(),
             max_decoding_message_bytes: app.config.grpc.max_decoding_message_bytes as u64,
@@ -62,16 +69,21 @@ impl ControlService for Control {
         &self,
         request: Request<v1::GetLoadRequest>,
     ) -> Result<Response<v1::GetLoadResponse>, Status> {
-        let id = Meta::of(&request).request_id("");
-        answer(&self.0, &id, self.load(&request.get_ref().model))
+        let meta = Meta::of(&request);
+        let load = self.load(&meta, &request.get_ref().model);
+        answer(&self.0, &meta.request_id(""), load)
     }
 
     async fn abort(&self, request: Request<v1::AbortRequest>) -> Result<Response<v1::AbortResponse>, Status> {
-        let id = Meta::of(&request).request_id("");
+        let meta = Meta::of(&request);
+        let id = meta.request_id("");
         let request_id = request.into_inner().request_id;
         let aborted = match request_id.as_str() {
             "" => Err(ApiError::invalid("request_id", "must not be empty")),
-            named => self.0.calls.abort(named),
+            named => meta.identity().and_then(|caller| {
+                let owner = (!caller.tenant.is_operator()).then_some(&*caller.owner);
+                self.0.calls.abort(owner, named)
+            }),
         };
         answer(&self.0, &id, aborted.map(|()| v1::AbortResponse { request_id }))
     }

@@ -23,10 +23,12 @@ pub(super) async fn embed(
     meta: &Meta,
     request: v1::EmbedRequest,
 ) -> Result<v1::EmbedResponse, ApiError> {
-    let mut call = app
-        .calls
-        .begin(id.clone(), meta.limit(app, request.time_limit_ms))?;
-    let backend = app.models.backend(&request.model)?.clone();
+    let mut call = app.calls.begin(
+        &meta.identity()?.owner,
+        id.clone(),
+        meta.limit(app, request.time_limit_ms),
+    )?;
+    let backend = meta.backend(app, &request.model)?;
     let arrived = call.arrived;
     let work = embed_all(app, id, &backend, arrived, request);
     call.run(work)

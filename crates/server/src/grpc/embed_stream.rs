@@ -62,8 +62,10 @@ fn start(
     requests: Streaming<v1::EmbedStreamRequest>,
 ) -> Result<BoxStream<'static, Result<v1::EmbedStreamResponse, Status>>, ApiError> {
     let options = first.options.take().unwrap_or_default();
-    let call = app.calls.begin(id.clone(), meta.limit(app, None))?;
-    let backend = app.models.backend(&options.model)?.clone();
+    let call = app
+        .calls
+        .begin(&meta.identity()?.owner, id.clone(), meta.limit(app, None))?;
+    let backend = meta.backend(app, &options.model)?;
     let mut findings = Findings::default();
     let checked = embed::check_options(&options, backend.info(), &mut findings);
     findings.that(options.inputs.is_empty(), "inputs", || {

@@ -55,10 +55,12 @@ pub(super) async fn start(
     meta: &Meta,
     request: v1::GenerateRequest,
 ) -> Result<Generation, ApiError> {
-    let mut call = app
-        .calls
-        .begin(id.clone(), meta.limit(app, request.time_limit_ms))?;
-    let backend = app.models.backend(&request.model)?.clone();
+    let mut call = app.calls.begin(
+        &meta.identity()?.owner,
+        id.clone(),
+        meta.limit(app, request.time_limit_ms),
+    )?;
+    let backend = meta.backend(app, &request.model)?;
     let info = backend.info();
     let valid = generate::check(request, info, rand::random())?;
 

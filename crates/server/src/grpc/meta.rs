@@ -1,14 +1,17 @@
-//! What a call says in its metadata: its name and its time.
+//! What a call says in its metadata: its name, its time, and whose it is.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use baichuan_engine::{RequestId, Violation};
+use baichuan_engine::{Backend, RequestId, Violation};
 use http::HeaderMap;
 use tonic::{Request, Response, Status};
 
 use super::status::{self, REQUEST_ID};
 use crate::app::App;
-use crate::error::ApiError;
+use crate::error::{ApiError, Unproven};
+use crate::identity::Identity;
+use crate::models::Model;
 
 const TIMEOUT: &str = "grpc-timeout";
 const MAX_ID_BYTES: usize = 128;
@@ -18,6 +21,8 @@ pub(super) struct Meta {
     /// Name from the metadata; the pipeline made one where the caller gave none.
     id: RequestId,
     timeout: Option<Duration>,
+    /// The pipeline knows it, or the call would not be here.
+    identity: Option<Identity>,
 }
 
 /// Whether `id` may name a request: 1 to 128 visible ASCII characters.
@@ -51,7 +56,39 @@ impl Meta {
                 .filter(|id| is_request_id(id))
                 .map_or_else(new_request_id, RequestId::new),
             timeout: timeout(metadata.as_ref()),
+            identity: request.extensions().get::<Identity>().cloned(),
         }
+    }
+
+    /// Whose the call is.
+    ///
+    /// # Errors
+    /// Nobody's: then nothing is done for it.
+    pub(super) fn identity(&self) -> Result<&Identity, ApiError> {
+        self.identity
+            .as_ref()
+            .ok_or(ApiError::Unauthenticated(Unproven::Missing))
+    }
+
+    /// The model called `name`, where the caller may use it.
+    pub(super) fn model<'a>(&self, app: &'a App, name: &str) -> Result<&'a Model, ApiError> {
+        let tenant = &self.identity()?.tenant;
+        let model = app.models.find(name).map_err(|error| match error {
+            // Who may not use a model need not know that it is there.
+            ApiError::UnknownModel { name, served } => ApiError::UnknownModel {
+                name,
+                served: served.into_iter().filter(|m| tenant.may_use(m)).collect(),
+            },
+            other => other,
+        })?;
+        tenant.must_be_allowed(model.name())?;
+        Ok(model)
+    }
+
+    /// The loaded backend of the model called `name`, where the caller may use it.
+    pub(super) fn backend(&self, app: &App, name: &str) -> Result<Arc<dyn Backend>, ApiError> {
+        let name = self.model(app, name)?.name();
+        app.models.backend(name).cloned()
     }
 
     /// The call's name: the message's own if it has a good one, else the metadata's.

@@ -28,20 +28,25 @@ impl ModelService for ModelList {
         &self,
         request: Request<v1::ListModelsRequest>,
     ) -> Result<Response<v1::ListModelsResponse>, Status> {
-        let id = Meta::of(&request).request_id("");
-        let models = self.0.models.iter().map(|m| self.describe(m)).collect();
-        answer(&self.0, &id, Ok(v1::ListModelsResponse { models }))
+        let meta = Meta::of(&request);
+        let models = meta.identity().map(|caller| {
+            let seen = self.0.models.iter().filter(|m| caller.tenant.may_use(m.name()));
+            v1::ListModelsResponse {
+                models: seen.map(|m| self.describe(m)).collect(),
+            }
+        });
+        answer(&self.0, &meta.request_id(""), models)
     }
 
     async fn get_model(
         &self,
         request: Request<v1::GetModelRequest>,
     ) -> Result<Response<v1::GetModelResponse>, Status> {
-        let id = Meta::of(&request).request_id("");
-        let found = self.0.models.find(&request.get_ref().model);
+        let meta = Meta::of(&request);
+        let found = meta.model(&self.0, &request.get_ref().model);
         let response = found.map(|m| v1::GetModelResponse {
             model: Some(self.describe(m)),
         });
-        answer(&self.0, &id, response)
+        answer(&self.0, &meta.request_id(""), response)
     }
 }

@@ -1,6 +1,5 @@
-//! What every call passes through: it is named, counted, let in while there is room, and its end is seen.
-//!
-//! In the order of the code. Authentication will stand between naming and admission.
+//! What every call passes through: it is named, counted, known to be somebody's who may make it, let in while there is
+//! room, and its end is seen. In this order.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -10,6 +9,7 @@ use std::time::Duration;
 
 use baichuan_engine::RequestId;
 use bytes::Bytes;
+use http::header::AUTHORIZATION;
 use http::{HeaderMap, Request, Response};
 use http_body::Frame;
 use hyper::body::Incoming;
@@ -23,7 +23,9 @@ use super::meta::{failure, is_request_id, new_request_id};
 use super::status::REQUEST_ID;
 use crate::app::App;
 use crate::error::{ApiError, Exhausted};
+use crate::telemetry::metrics::Metrics;
 use crate::telemetry::rpc_metrics::StartedRpc;
+use crate::tls::Peer;
 
 /// Beginnings of paths under the limit on calls; health, control and reflection answer whatever is going on.
 const LIMITED: [&str; 3] = [
@@ -50,11 +52,37 @@ impl Pipeline {
         }
     }
 
-    /// Carries one call.
-    pub(crate) async fn call(mut self, request: Request<Incoming>) -> Result<Response<Watched>, Infallible> {
+    /// What the server counts.
+    pub(crate) fn metrics(&self) -> &Metrics {
+        &self.app.metrics
+    }
+
+    /// Carries one call of `peer`.
+    pub(crate) async fn call(
+        mut self,
+        request: Request<Incoming>,
+        peer: Arc<Peer>,
+    ) -> Result<Response<Watched>, Infallible> {
         let mut request = request.map(Body::new);
         let id = name(request.headers_mut());
         let rpc = self.app.metrics.rpc.start(request.uri().path());
+        match self
+            .app
+            .auth
+            .admit(request.uri().path(), request.headers(), &peer)
+        {
+            Ok(identity) => {
+                // Nothing behind this point has a use for it.
+                request.headers_mut().remove(AUTHORIZATION);
+                if let Some(identity) = identity {
+                    request.extensions_mut().insert(identity);
+                }
+            }
+            Err(error) => {
+                let status = failure(&self.app, &id, &error);
+                return Ok(watch(status.into_http(), rpc, None));
+            }
+        }
         let is_limited = LIMITED
             .iter()
             .any(|beginning| request.uri().path().starts_with(beginning));

@@ -1,8 +1,8 @@
 //! Takes connections and carries their calls, within the transport's limits, until told to stop.
 //!
-//! Own code instead of tonic's server, for what that does not do: a bound on connections, a deadline for the HTTP/2
-//! preface, connection ages that differ, an end that does not wait for ever, and no second timer on `grpc-timeout`,
-//! which would cut calls with another code than this server's own.
+//! Own code instead of tonic's server, for what that does not do: a bound on connections, a deadline for TLS handshake and
+//! HTTP/2 preface, certificates that change while it runs, connection ages that differ, an end that does not wait for
+//! ever, and no second timer on `grpc-timeout`, which would cut calls with another code than this server's own.
 
 use std::io;
 use std::pin::{Pin, pin};
@@ -19,11 +19,14 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use super::pipeline::Pipeline;
 use crate::config::GrpcConfig;
+use crate::reload::Watched;
+use crate::tls::{Peer, Tls};
 
 /// The client's preface (RFC 9113, 3.4) and the header of the SETTINGS frame that must follow it.
 const PREFACE_BYTES: usize = 24 + 9;
@@ -40,7 +43,13 @@ pub(crate) struct Stop {
 }
 
 /// Serves connections until stopped and all of them are closed.
-pub(crate) async fn serve(listener: TcpListener, config: GrpcConfig, pipeline: Pipeline, stop: Stop) {
+pub(crate) async fn serve(
+    listener: TcpListener,
+    config: GrpcConfig,
+    tls: Option<Arc<Watched<Tls>>>,
+    pipeline: Pipeline,
+    stop: Stop,
+) {
     let builder = http2_builder(&config);
     let room = Arc::new(Semaphore::new(config.max_connections.min(Semaphore::MAX_PERMITS)));
     let mut connections = JoinSet::new();
@@ -62,9 +71,16 @@ pub(crate) async fn serve(listener: TcpListener, config: GrpcConfig, pipeline: P
                     tracing::warn!(%peer, limit = config.max_connections, "too many connections: closed");
                     continue;
                 };
-                let connection = connection(socket, builder.clone(), config.clone(), pipeline.clone(), stop.clone());
+                let connection = Connection {
+                    born: Instant::now(),
+                    builder: builder.clone(),
+                    config: config.clone(),
+                    pipeline: pipeline.clone(),
+                    stop: stop.clone(),
+                };
+                let tls = tls.clone();
                 connections.spawn(async move {
-                    connection.await;
+                    connection.open(socket, tls).await;
                     drop(place);
                 });
             }
@@ -95,57 +111,93 @@ fn http2_builder(config: &GrpcConfig) -> http2::Builder<TokioExecutor> {
     builder
 }
 
-/// Carries one connection to its end.
-async fn connection(
-    socket: TcpStream,
+/// One connection.
+struct Connection {
+    born: Instant,
     builder: http2::Builder<TokioExecutor>,
     config: GrpcConfig,
     pipeline: Pipeline,
     stop: Stop,
-) {
-    if let Err(error) = socket.set_nodelay(true) {
-        tracing::debug!(%error, "cannot turn Nagle's algorithm off");
-    }
-    let read = Arc::new(AtomicUsize::new(0));
-    let io = TokioIo::new(Counted {
-        socket,
-        read: read.clone(),
-    });
-    let service = service_fn(move |request| pipeline.clone().call(request));
-    let mut connection = pin!(builder.serve_connection(io, service));
+}
 
-    let born = Instant::now();
-    let mut handshake = pin!(sleep_until(born + config.handshake_timeout));
-    let mut age = pin!(sleep_until(born + spread(config.max_connection_age)));
-    let mut grace = pin!(sleep_until(far_from(born)));
-    let (mut greeted, mut leaving) = (false, false);
-    loop {
-        tokio::select! {
-            ended = &mut connection => {
-                if let Err(error) = ended {
-                    tracing::debug!(%error, "connection ended");
-                }
-                return;
+impl Connection {
+    /// Carries it to its end, behind a TLS handshake where there is to be one.
+    async fn open(self, socket: TcpStream, tls: Option<Arc<Watched<Tls>>>) {
+        if let Err(error) = socket.set_nodelay(true) {
+            tracing::debug!(%error, "cannot turn Nagle's algorithm off");
+        }
+        let Some(tls) = tls else {
+            return self.carry(socket, Peer::default()).await;
+        };
+        let acceptor = TlsAcceptor::from(tls.current().config.clone());
+        let handshake = timeout_at(self.born + self.config.handshake_timeout, acceptor.accept(socket));
+        let outcome = tokio::select! {
+            outcome = handshake => outcome,
+            () = self.stop.gently.cancelled() => return,
+            () = self.stop.now.cancelled() => return,
+        };
+        let reason = match outcome {
+            Ok(Ok(stream)) => {
+                let certificate = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
+                let peer = certificate.map(Peer::of).unwrap_or_default();
+                return Box::pin(self.carry(stream, peer)).await;
             }
-            () = &mut handshake, if !greeted => {
-                greeted = true;
-                if read.load(Ordering::Relaxed) < PREFACE_BYTES {
-                    tracing::debug!("connection without HTTP/2 preface closed");
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => "it took longer than grpc.handshake_timeout".to_owned(),
+        };
+        tracing::debug!(reason, "TLS handshake failed");
+        self.pipeline.metrics().handshake_failures.inc();
+    }
+
+    async fn carry<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(self, socket: S, peer: Peer) {
+        let Self {
+            born,
+            builder,
+            config,
+            pipeline,
+            stop,
+        } = self;
+        let read = Arc::new(AtomicUsize::new(0));
+        let io = TokioIo::new(Counted {
+            socket,
+            read: read.clone(),
+        });
+        let peer = Arc::new(peer);
+        let service = service_fn(move |request| pipeline.clone().call(request, peer.clone()));
+        let mut connection = pin!(builder.serve_connection(io, service));
+
+        let mut handshake = pin!(sleep_until(born + config.handshake_timeout));
+        let mut age = pin!(sleep_until(born + spread(config.max_connection_age)));
+        let mut grace = pin!(sleep_until(far_from(born)));
+        let (mut greeted, mut leaving) = (false, false);
+        loop {
+            tokio::select! {
+                ended = &mut connection => {
+                    if let Err(error) = ended {
+                        tracing::debug!(%error, "connection ended");
+                    }
                     return;
                 }
-            }
-            () = stop.gently.cancelled(), if !leaving => {
-                leaving = true;
-                connection.as_mut().graceful_shutdown();
-            }
-            () = &mut age, if !leaving => {
-                leaving = true;
-                connection.as_mut().graceful_shutdown();
-                grace.as_mut().reset(Instant::now() + config.max_connection_age_grace);
-            }
-            () = &mut grace => {
-                tracing::debug!("aged connection closed with calls on it");
-                return;
+                () = &mut handshake, if !greeted => {
+                    greeted = true;
+                    if read.load(Ordering::Relaxed) < PREFACE_BYTES {
+                        tracing::debug!("connection without HTTP/2 preface closed");
+                        return;
+                    }
+                }
+                () = stop.gently.cancelled(), if !leaving => {
+                    leaving = true;
+                    connection.as_mut().graceful_shutdown();
+                }
+                () = &mut age, if !leaving => {
+                    leaving = true;
+                    connection.as_mut().graceful_shutdown();
+                    grace.as_mut().reset(Instant::now() + config.max_connection_age_grace);
+                }
+                () = &mut grace => {
+                    tracing::debug!("aged connection closed with calls on it");
+                    return;
+                }
             }
         }
     }
@@ -167,12 +219,12 @@ fn far_from(now: Instant) -> Instant {
 }
 
 /// A socket that counts the bytes read from it.
-struct Counted {
-    socket: TcpStream,
+struct Counted<S> {
+    socket: S,
     read: Arc<AtomicUsize>,
 }
 
-impl AsyncRead for Counted {
+impl<S: AsyncRead + Unpin> AsyncRead for Counted<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -186,7 +238,7 @@ impl AsyncRead for Counted {
     }
 }
 
-impl AsyncWrite for Counted {
+impl<S: AsyncWrite + Unpin> AsyncWrite for Counted<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.socket).poll_write(cx, buf)
     }

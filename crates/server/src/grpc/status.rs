@@ -9,7 +9,7 @@ use tonic::metadata::MetadataMap;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
-use crate::error::{ApiError, Exhausted, Unavailable};
+use crate::error::{ApiError, Denied, Exhausted, Unavailable, Unproven};
 
 /// Domain of every `ErrorInfo`.
 pub(crate) const DOMAIN: &str = "baichuan.v1";
@@ -66,6 +66,23 @@ pub(crate) fn status(error: &ApiError, id: &RequestId) -> Status {
         ApiError::Aborted => {
             inform(&mut details, "ABORTED", []);
             Code::Cancelled
+        }
+        ApiError::Unauthenticated(reason) => {
+            let reason = match reason {
+                Unproven::Missing => "CREDENTIALS_MISSING",
+                Unproven::NotAccepted => "CREDENTIALS_NOT_ACCEPTED",
+            };
+            inform(&mut details, reason, []);
+            Code::Unauthenticated
+        }
+        ApiError::Denied(what) => {
+            let reason = match what {
+                Denied::Service(_) => "SERVICE_NOT_ALLOWED",
+                Denied::Model(_) => "MODEL_NOT_ALLOWED",
+                Denied::Tenant => "TENANT_NOT_SERVED",
+            };
+            inform(&mut details, reason, []);
+            Code::PermissionDenied
         }
         ApiError::Unsupported { field, feature } => {
             let metadata = [("field", (*field).to_owned()), ("feature", feature.clone())];
@@ -214,6 +231,26 @@ mod tests {
                 "ENGINE_STOPPED",
             ),
             (ApiError::Aborted, Code::Cancelled, "ABORTED"),
+            (
+                ApiError::Unauthenticated(Unproven::Missing),
+                Code::Unauthenticated,
+                "CREDENTIALS_MISSING",
+            ),
+            (
+                ApiError::Unauthenticated(Unproven::NotAccepted),
+                Code::Unauthenticated,
+                "CREDENTIALS_NOT_ACCEPTED",
+            ),
+            (
+                ApiError::Denied(Denied::Model("m".into())),
+                Code::PermissionDenied,
+                "MODEL_NOT_ALLOWED",
+            ),
+            (
+                ApiError::Denied(Denied::Tenant),
+                Code::PermissionDenied,
+                "TENANT_NOT_SERVED",
+            ),
             (
                 ApiError::Unsupported {
                     field: "chat",

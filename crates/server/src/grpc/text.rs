@@ -21,8 +21,10 @@ pub(super) async fn tokenize(
     request: v1::TokenizeRequest,
 ) -> Result<v1::TokenizeResponse, ApiError> {
     use v1::tokenize_request::Input;
-    let mut call = app.calls.begin(id.clone(), meta.limit(app, None))?;
-    let backend = app.models.backend(&request.model)?.clone();
+    let mut call = app
+        .calls
+        .begin(&meta.identity()?.owner, id.clone(), meta.limit(app, None))?;
+    let backend = meta.backend(app, &request.model)?;
     let info = backend.info();
     let mut findings = Findings::default();
     check_request_id("request_id", &request.request_id, &mut findings.0);
@@ -79,8 +81,10 @@ pub(super) async fn detokenize(
     meta: &Meta,
     request: v1::DetokenizeRequest,
 ) -> Result<v1::DetokenizeResponse, ApiError> {
-    let mut call = app.calls.begin(id.clone(), meta.limit(app, None))?;
-    let backend = app.models.backend(&request.model)?.clone();
+    let mut call = app
+        .calls
+        .begin(&meta.identity()?.owner, id.clone(), meta.limit(app, None))?;
+    let backend = meta.backend(app, &request.model)?;
     let info = backend.info();
     let mut findings = Findings::default();
     check_request_id("request_id", &request.request_id, &mut findings.0);

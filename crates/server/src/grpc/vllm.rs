@@ -157,10 +157,15 @@ impl VllmEngine for Facade {
     }
 
     async fn abort(&self, request: Request<pb::AbortRequest>) -> Result<Response<pb::AbortResponse>, Status> {
-        let id = Meta::of(&request).request_id("");
+        let meta = Meta::of(&request);
+        let id = meta.request_id("");
+        let caller = match meta.identity() {
+            Ok(caller) => caller,
+            Err(error) => return answer(&self.0, &id, Err(error)),
+        };
         for named in &request.get_ref().request_ids {
             // A router aborts what it no longer reads, whether or not it has ended.
-            let _ = self.0.calls.abort(named);
+            let _ = self.0.calls.abort(Some(&caller.owner), named);
         }
         answer(&self.0, &id, Ok(pb::AbortResponse {}))
     }
@@ -169,32 +174,42 @@ impl VllmEngine for Facade {
         &self,
         request: Request<pb::GetModelInfoRequest>,
     ) -> Result<Response<pb::GetModelInfoResponse>, Status> {
-        let id = Meta::of(&request).request_id("");
-        answer(&self.0, &id, self.model_info())
+        let meta = Meta::of(&request);
+        let info = meta.model(&self.0, "").and_then(|_| self.model_info());
+        answer(&self.0, &meta.request_id(""), info)
     }
 
     async fn get_server_info(
         &self,
         request: Request<pb::GetServerInfoRequest>,
     ) -> Result<Response<pb::GetServerInfoResponse>, Status> {
-        let id = Meta::of(&request).request_id("");
-        answer(&self.0, &id, self.server_info())
+        let meta = Meta::of(&request);
+        let info = meta.model(&self.0, "").and_then(|_| self.server_info());
+        answer(&self.0, &meta.request_id(""), info)
     }
 
     async fn get_loads(
         &self,
         request: Request<pb::GetLoadsRequest>,
     ) -> Result<Response<pb::GetLoadsResponse>, Status> {
-        let id = Meta::of(&request).request_id("");
-        answer(&self.0, &id, self.loads(request.get_ref()))
+        let meta = Meta::of(&request);
+        let loads = meta
+            .model(&self.0, "")
+            .and_then(|_| self.loads(request.get_ref()));
+        answer(&self.0, &meta.request_id(""), loads)
     }
 
     async fn get_tokenizer(
         &self,
         request: Request<common::GetTokenizerRequest>,
     ) -> Result<Response<Self::GetTokenizerStream>, Status> {
-        let id = Meta::of(&request).request_id("");
-        answer(&self.0, &id, self.tokenizer().await)
+        let meta = Meta::of(&request);
+        let id = meta.request_id("");
+        let tokenizer = match meta.model(&self.0, "") {
+            Ok(_) => self.tokenizer().await,
+            Err(error) => Err(error),
+        };
+        answer(&self.0, &id, tokenizer)
     }
 
     async fn subscribe_kv_events(

@@ -15,11 +15,14 @@ use tokio::sync::watch;
 use super::engine_metrics::EngineMetrics;
 use super::health_metrics::HealthMetrics;
 use super::rpc_metrics::RpcMetrics;
+use super::tls_metrics::TlsMetrics;
 use super::{exposition, names};
 use crate::build_info;
 use crate::error::{ApiError, Exhausted, Phase};
 use crate::health::State;
 use crate::models::Models;
+use crate::reload::Watched;
+use crate::tls::Tls;
 
 const FIRST_TOKEN_BUCKETS: [f64; 22] = [
     0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0,
@@ -72,11 +75,19 @@ enum RejectLabel {
     MessageSize,
     Unavailable,
     Unsupported,
+    Unauthenticated,
+    Denied,
 }
 
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
 struct PhaseLabel {
     phase: Phase,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct ReloadLabels {
+    what: &'static str,
+    outcome: &'static str,
 }
 
 /// Says how the values of a closed set are written in labels.
@@ -109,6 +120,8 @@ label_value!(RejectLabel {
     MessageSize => "message_size",
     Unavailable => "unavailable",
     Unsupported => "unsupported",
+    Unauthenticated => "unauthenticated",
+    Denied => "denied",
 });
 
 label_value!(Phase {
@@ -124,6 +137,8 @@ pub(crate) struct Metrics {
     cancelled: Family<PhaseLabel, Counter>,
     deadline_exceeded: Family<PhaseLabel, Counter>,
     models: Vec<(String, Arc<ModelMetrics>)>,
+    reloads: Family<ReloadLabels, Counter>,
+    pub(crate) handshake_failures: Counter,
     pub(crate) rpc: RpcMetrics,
 }
 
@@ -167,7 +182,11 @@ type Histograms = Family<ModelLabel, Histogram, fn() -> Histogram>;
 
 impl Metrics {
     /// Metrics of these models, all at zero, and of the server's health.
-    pub(crate) fn new(models: &Arc<Models>, health: watch::Receiver<State>) -> Self {
+    pub(crate) fn new(
+        models: &Arc<Models>,
+        health: watch::Receiver<State>,
+        tls: Option<Arc<Watched<Tls>>>,
+    ) -> Self {
         let mut registry = Registry::default();
         let r = &mut registry;
         let ended = register(r, names::SUCCESS, "Completions ended", Family::default());
@@ -235,6 +254,18 @@ impl Metrics {
             "Requests whose time was up",
             Family::default(),
         );
+        let reloads = register(
+            r,
+            names::RELOADS,
+            "Changed files taken up, or not",
+            Family::default(),
+        );
+        let handshake_failures = register(
+            r,
+            names::HANDSHAKE_FAILURES,
+            "TLS handshakes that failed",
+            Counter::default(),
+        );
         let build: Family<Vec<(&str, &str)>, Gauge> = Family::default();
         build
             .get_or_create(&vec![
@@ -246,6 +277,9 @@ impl Metrics {
         let rpc = RpcMetrics::register(r);
         r.register_collector(Box::new(EngineMetrics::new(models.clone())));
         r.register_collector(Box::new(HealthMetrics::new(health)));
+        if let Some(tls) = tls {
+            r.register_collector(Box::new(TlsMetrics::new(tls)));
+        }
 
         let of_model = |name: &str| {
             let label = ModelLabel {
@@ -279,6 +313,8 @@ impl Metrics {
             cancelled,
             deadline_exceeded,
             models,
+            reloads,
+            handshake_failures,
             rpc,
         }
     }
@@ -298,6 +334,8 @@ impl Metrics {
             ApiError::UnknownModel { .. } | ApiError::UnknownRequest { .. } => RejectLabel::NotFound,
             ApiError::Unavailable(_) => RejectLabel::Unavailable,
             ApiError::Unsupported { .. } => RejectLabel::Unsupported,
+            ApiError::Unauthenticated(_) => RejectLabel::Unauthenticated,
+            ApiError::Denied(_) => RejectLabel::Denied,
             ApiError::Exhausted { reason, .. } => match reason {
                 Exhausted::Queue => RejectLabel::QueueFull,
                 Exhausted::TokenBudget => RejectLabel::TokenBudget,
@@ -319,6 +357,12 @@ impl Metrics {
     /// A call's caller went away.
     pub(crate) fn cancelled(&self, phase: Phase) {
         self.cancelled.get_or_create(&PhaseLabel { phase }).inc();
+    }
+
+    /// Changed files were taken up, or could not be.
+    pub(crate) fn reloaded(&self, what: &'static str, taken_up: bool) {
+        let outcome = if taken_up { "ok" } else { "failed" };
+        self.reloads.get_or_create(&ReloadLabels { what, outcome }).inc();
     }
 
     /// Everything, as text.

@@ -45,6 +45,12 @@ pub(crate) const REJECTED: &str = "baichuan_requests_rejected";
 pub(crate) const CANCELLED: &str = "baichuan_requests_cancelled";
 /// Requests whose time was up, by how far they had come.
 pub(crate) const DEADLINE_EXCEEDED: &str = "baichuan_deadline_exceeded";
+/// Changed files taken up, or not, by what they are.
+pub(crate) const RELOADS: &str = "baichuan_reloads";
+/// TLS handshakes that failed.
+pub(crate) const HANDSHAKE_FAILURES: &str = "baichuan_tls_handshake_failures";
+/// When the server's certificate ends, in seconds since 1970.
+pub(crate) const CERTIFICATE_END: &str = "baichuan_tls_certificate_not_after_timestamp_seconds";
 /// Embed calls and streams.
 pub(crate) const EMBED_REQUESTS: &str = "baichuan_embed_requests";
 /// Inputs embedded.

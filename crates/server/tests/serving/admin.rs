@@ -118,20 +118,30 @@ async fn the_admin_service_is_not_served_unless_enabled() {
         refusal(server.client.drain(false).await).code,
         Code::Unimplemented
     );
+    // And enabled, not where applications call.
+    let server = TestServer::start("listen.admin_grpc = '127.0.0.1:0'").await;
+    assert_eq!(
+        refusal(server.client.drain(false).await).code,
+        Code::Unimplemented
+    );
+    let operator = server.operator().await;
+    let asked = operator.generate(generation("x", 1)).await;
+    assert_eq!(refusal(asked).code, Code::Unimplemented);
 }
 
 #[tokio::test]
 async fn the_operator_can_drain_without_ending_the_server() {
-    let server = TestServer::start("admin.grpc = true").await;
+    let server = TestServer::start("listen.admin_grpc = '127.0.0.1:0'").await;
+    let operator = server.operator().await;
     server.fake.steps.shut();
     let running = server.client.generate(generation("a", 5)).await.unwrap();
-    assert_eq!(server.client.drain(false).await.unwrap(), 1);
+    assert_eq!(operator.drain(false).await.unwrap(), 1);
     assert_eq!(server.page("/readyz").await.0, 503);
     assert_eq!(
         refusal(server.client.generate(generation("a", 5)).await).code,
         Code::Unavailable
     );
-    let (drained, completion) = tokio::join!(server.client.drain(true), async {
+    let (drained, completion) = tokio::join!(operator.drain(true), async {
         server.fake.steps.open();
         running.collect().await
     });

@@ -86,6 +86,8 @@ pub(crate) struct TestServer {
     pub(crate) fake: Fake,
     pub(crate) address: SocketAddr,
     pub(crate) admin: SocketAddr,
+    /// Where AdminService is, when enabled.
+    pub(crate) admin_grpc: Option<SocketAddr>,
     pub(crate) client: Client,
     pub(crate) trigger: Trigger,
     task: JoinHandle<Result<(), ServeError>>,
@@ -120,9 +122,15 @@ impl TestServer {
         let bind = async || TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (grpc, admin) = (bind().await, bind().await);
         let (address, admin_address) = (grpc.local_addr().unwrap(), admin.local_addr().unwrap());
+        let admin_grpc = match config.listen.admin_grpc {
+            Some(_) => Some(bind().await),
+            None => None,
+        };
+        let admin_grpc_address = admin_grpc.as_ref().map(|l| l.local_addr().unwrap());
         let listeners = Listeners {
             grpc,
             admin: Some(admin),
+            admin_grpc,
         };
         let (trigger, shutdown) = shutdown::channel();
         let registry = Registry::new().with(fake.clone());
@@ -135,10 +143,17 @@ impl TestServer {
             fake,
             address,
             admin: admin_address,
+            admin_grpc: admin_grpc_address,
             client: Client::connect(&options).await.unwrap(),
             trigger,
             task,
         }
+    }
+
+    /// A client of AdminService.
+    pub(crate) async fn operator(&self) -> Client {
+        let address = self.admin_grpc.unwrap().to_string();
+        Client::connect(&ConnectOptions::new(address)).await.unwrap()
     }
 
     /// How the server ended.
