@@ -15,6 +15,8 @@ use tonic::codec::CompressionEncoding::Gzip;
 use tonic::service::Routes;
 
 use crate::app::App;
+use crate::config::Service;
+use crate::identity::tenant::Group;
 
 mod admin;
 mod control;
@@ -39,6 +41,17 @@ pub(crate) enum Face {
     Public,
     /// To the operator, on an address of its own.
     Admin,
+}
+
+impl Face {
+    /// Whether it has the methods of a group.
+    pub(crate) fn serves(self, group: Group) -> bool {
+        match group {
+            Group::Health | Group::Reflection => true,
+            Group::Service(Service::AdminService) => self == Self::Admin,
+            Group::Service(_) => self == Self::Public,
+        }
+    }
 }
 
 /// The services of a face, each with its limits. Compressed requests are accepted; responses are compressed for callers that

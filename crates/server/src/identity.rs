@@ -12,6 +12,7 @@ use http::header::AUTHORIZATION;
 
 use crate::config::{ANONYMOUS, Config};
 use crate::error::{ApiError, Denied, Unproven};
+use crate::grpc::Face;
 use crate::reload::{Reload, Watched};
 use crate::tls::Peer;
 
@@ -88,9 +89,10 @@ impl Authenticator {
         tokens.chain(keys).collect()
     }
 
-    /// Lets a call to `path` pass, or says why not. `None` passes without being anybody's.
+    /// Lets a call to `path` on `face` pass, or says why not. `None` passes without being anybody's.
     pub(crate) fn admit(
         &self,
+        face: Face,
         path: &str,
         headers: &HeaderMap,
         peer: &Peer,
@@ -100,7 +102,10 @@ impl Authenticator {
             return Ok(None);
         }
         let identity = self.identify(headers, peer)?;
-        identity.tenant.may_call(group)?;
+        // What is not served here is nobody's to be denied: the services say that it is not there.
+        if face.serves(group) {
+            identity.tenant.may_call(group)?;
+        }
         Ok(Some(identity))
     }
 

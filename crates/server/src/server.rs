@@ -185,7 +185,7 @@ impl Server {
             if let Ok(address) = listener.local_addr() {
                 tracing::info!(%address, tls = app.tls.is_some(), "{told}");
             }
-            let pipeline = Pipeline::new(app.clone(), crate::grpc::routes(&app, face)?);
+            let pipeline = Pipeline::new(app.clone(), face, crate::grpc::routes(&app, face)?);
             let (config, tls) = (app.config.grpc.clone(), app.tls.clone());
             tasks.spawn(serve(listener, config, tls, pipeline, stop.clone()));
         }

@@ -19,6 +19,7 @@ use tonic::service::Routes;
 use tonic::{Code, Status};
 use tower::Service;
 
+use super::Face;
 use super::meta::{failure, is_request_id, new_request_id};
 use super::status::REQUEST_ID;
 use crate::app::App;
@@ -38,15 +39,17 @@ const LIMITED: [&str; 3] = [
 #[derive(Clone)]
 pub(crate) struct Pipeline {
     app: Arc<App>,
+    face: Face,
     routes: Routes,
     room: Arc<Semaphore>,
 }
 
 impl Pipeline {
-    pub(crate) fn new(app: Arc<App>, routes: Routes) -> Self {
+    pub(crate) fn new(app: Arc<App>, face: Face, routes: Routes) -> Self {
         let room = app.config.grpc.max_concurrent_calls.min(Semaphore::MAX_PERMITS);
         Self {
             app,
+            face,
             routes,
             room: Arc::new(Semaphore::new(room)),
         }
@@ -69,7 +72,7 @@ impl Pipeline {
         match self
             .app
             .auth
-            .admit(request.uri().path(), request.headers(), &peer)
+            .admit(self.face, request.uri().path(), request.headers(), &peer)
         {
             Ok(identity) => {
                 // Nothing behind this point has a use for it.
