@@ -257,7 +257,7 @@ async fn a_worker_tells_what_a_router_asks_when_it_takes_it_up() {
 async fn a_worker_that_loads_is_not_there_and_one_that_drains_is_not_well() {
     let fake = Fake::default();
     fake.loading.shut();
-    let server = TestServer::launch(fake, &format!("{ON}\nadmin.grpc = true")).await;
+    let server = TestServer::launch(fake, &format!("{ON}\nlisten.admin_grpc = '127.0.0.1:0'")).await;
     let mut facade = facade(&server).await;
     let loading = facade.health_check(pb::HealthCheckRequest {}).await.unwrap_err();
     assert_eq!(loading.code(), Code::Unavailable);
@@ -267,7 +267,7 @@ async fn a_worker_that_loads_is_not_there_and_one_that_drains_is_not_well() {
         .await
         .is_ok_and(|health| health.get_ref().healthy)
     {}
-    server.client.drain(false).await.unwrap();
+    server.operator().await.drain(false).await.unwrap();
     let health = facade
         .health_check(pb::HealthCheckRequest {})
         .await
