@@ -287,6 +287,16 @@ impl TestServer {
         self.ended().await;
     }
 
+    /// Waits until it has ended by itself, with an error.
+    ///
+    /// # Panics
+    /// When it ends well, or with a panic.
+    pub async fn failed(self) -> ServeError {
+        drop(self.client);
+        let outcome = within("the server's end", self.serving).await;
+        outcome.expect("no panic").expect_err("an error")
+    }
+
     /// Waits until it has ended after [`Self::ask_to_end`].
     ///
     /// # Panics

@@ -1,6 +1,7 @@
 //! The seam between the server and a source of tokens and embeddings.
 
 use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 
 use async_trait::async_trait;
 use tokio::sync::{mpsc, watch};
@@ -80,11 +81,25 @@ pub struct BackendInfo {
 #[derive(Debug)]
 pub struct EventStream {
     events: mpsc::Receiver<Event>,
-    failure: Arc<OnceLock<RequestError>>,
+    ends: Arc<Ends>,
+    stuck: Option<watch::Receiver<bool>>,
     ended: bool,
 }
 
+/// How a stream ended, at either end.
+#[derive(Debug, Default)]
+struct Ends {
+    failure: OnceLock<RequestError>,
+    dropped_at: OnceLock<Instant>,
+}
+
 impl EventStream {
+    /// Ends the stream with [`RequestError::EngineStopped`] when `stuck` becomes true, for the engine cannot.
+    pub(crate) fn unless(mut self, stuck: watch::Receiver<bool>) -> Self {
+        self.stuck = Some(stuck);
+        self
+    }
+
     /// The next event; `None` after the terminal one.
     ///
     /// A backend that vanished without a terminal event ends the stream with
@@ -93,13 +108,36 @@ impl EventStream {
         if self.ended {
             return None;
         }
-        match self.events.recv().await {
-            Some(event) => Some(event),
-            None => {
+        let stuck = async {
+            let is_stuck = match &mut self.stuck {
+                Some(stuck) => stuck.wait_for(|stuck| *stuck).await.is_ok(),
+                None => false,
+            };
+            if !is_stuck {
+                std::future::pending().await
+            }
+        };
+        tokio::select! {
+            biased;
+            event = self.events.recv() => match event {
+                Some(event) => Some(event),
+                None => {
+                    self.ended = true;
+                    self.ends.failure.get().cloned().map(Event::Failed)
+                }
+            },
+            () = stuck => {
                 self.ended = true;
-                self.failure.get().cloned().map(Event::Failed)
+                Some(Event::Failed(RequestError::EngineStopped))
             }
         }
+    }
+}
+
+impl Drop for EventStream {
+    fn drop(&mut self) {
+        // Before the channel closes, by which the engine notices.
+        let _ = self.ends.dropped_at.set(Instant::now());
     }
 }
 
@@ -110,7 +148,7 @@ impl EventStream {
 #[derive(Debug)]
 pub struct EventSink {
     events: mpsc::Sender<Event>,
-    failure: Arc<OnceLock<RequestError>>,
+    ends: Arc<Ends>,
     finished: bool,
 }
 
@@ -122,20 +160,19 @@ impl EventSink {
     /// A sink and its stream, with room for `capacity` unread events.
     pub fn channel(capacity: usize) -> (Self, EventStream) {
         let (tx, rx) = mpsc::channel(capacity);
-        let failure = Arc::new(OnceLock::new());
+        let ends = Arc::new(Ends::default());
         let sink = Self {
             events: tx,
-            failure: failure.clone(),
+            ends: ends.clone(),
             finished: false,
         };
-        (
-            sink,
-            EventStream {
-                events: rx,
-                failure,
-                ended: false,
-            },
-        )
+        let stream = EventStream {
+            events: rx,
+            ends,
+            stuck: None,
+            ended: false,
+        };
+        (sink, stream)
     }
 
     /// Hands over an event. A reader that fell too far behind is cut off with [`RequestError::SlowClient`].
@@ -178,9 +215,14 @@ impl EventSink {
         ClosedWatch(self.events.clone())
     }
 
+    /// When the stream was dropped, if it was.
+    pub fn dropped_at(&self) -> Option<Instant> {
+        self.ends.dropped_at.get().copied()
+    }
+
     /// The first failure counts.
     fn set_failure(&self, error: RequestError) {
-        let _ = self.failure.set(error);
+        let _ = self.ends.failure.set(error);
     }
 }
 

@@ -1,7 +1,12 @@
 //! How an engine is set up, typed and complete.
 
+use std::time::Duration;
+
 use crate::error::LoadError;
 use crate::request::RequestLimits;
+
+/// Longer than the slowest step of a large model on few CPU cores.
+const DEFAULT_STEP_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// How an engine schedules and what memory it may use.
 #[derive(Clone, Debug, PartialEq)]
@@ -26,6 +31,20 @@ pub struct EngineConfig {
     pub limits: RequestLimits,
     /// Overwrite freed cache memory.
     pub scrub_freed: bool,
+    /// What happens when the model fails.
+    pub on_failure: OnFailure,
+    /// Longest that a step may take before the engine counts as stuck; absent: for ever.
+    pub step_timeout: Option<Duration>,
+}
+
+/// What happens when the model fails: panics, or fails at every step.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnFailure {
+    /// It is made anew, once; if it soon fails again, the engine is dead and the process lives on without it.
+    #[default]
+    Restart,
+    /// The engine is dead, and whoever runs it should end the process.
+    Exit,
 }
 
 impl Default for EngineConfig {
@@ -41,6 +60,8 @@ impl Default for EngineConfig {
             cache: CacheConfig::default(),
             limits: RequestLimits::default(),
             scrub_freed: false,
+            on_failure: OnFailure::default(),
+            step_timeout: Some(DEFAULT_STEP_TIMEOUT),
         }
     }
 }
@@ -69,6 +90,9 @@ impl EngineConfig {
                     "must be at least max_sequences ({sequences}), or decodes would not fit a step; got {tokens}"
                 ),
             );
+        }
+        if self.step_timeout.is_some_and(|timeout| timeout.is_zero()) {
+            return refuse("step_timeout", "must be more than 0".into());
         }
         if self.max_context.is_some_and(|max| max < 2) {
             return refuse("max_context", "must be at least 2 tokens".into());

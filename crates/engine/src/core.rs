@@ -7,29 +7,27 @@ use std::time::Instant;
 use crate::backend::EventSink;
 use crate::completion::{Answer, Completion, Vocabulary};
 use crate::config::EngineConfig;
-use crate::error::{RequestError, StepError};
+use crate::error::RequestError;
 use crate::event::{Embedded, Event, Prefilled, Timings};
 use crate::ids::{SeqId, TokenId};
 use crate::kv::SequenceCache;
-use crate::model::{CausalLm, Rows, StepBatch, StepEntry, StepOutput, Wants};
+use crate::model::{CausalLm, Rows, StepOutput};
 use crate::pooler::Pooler;
 use crate::queue::{Place, Queue};
 use crate::rate::RateMeter;
 use crate::request::{GenerateRequest, Request};
 use crate::scheduler::{Plan, PlanItem, Scheduler, StepLimits};
-use crate::stats::{EngineStats, PoolStats, Totals};
+use crate::stats::{EngineHealth, EngineStats, Measured, PoolStats, Totals};
 
 use self::state::{Group, Sequence, Work, gather_prompt_logprobs};
 
+mod faults;
 mod state;
 #[cfg(test)]
 mod tests;
 
 /// Logits of a prompt's tokens come to the host in chunks of at most this size.
 const MAX_PROMPT_LOGITS_BYTES: usize = 64 << 20;
-
-/// Failed steps, with none between that did not fail, after which the model is given up. Two are one bad request.
-const MAX_FAILURES_IN_A_ROW: u32 = 8;
 
 /// A request on its way in.
 #[derive(Debug)]
@@ -45,6 +43,7 @@ pub(crate) struct Job {
 pub(crate) struct EngineCore<M> {
     model: M,
     vocabulary: Vocabulary,
+    limits: StepLimits,
     scheduler: Scheduler,
     scrub_freed: bool,
     groups: BTreeMap<u64, Group>,
@@ -54,10 +53,11 @@ pub(crate) struct EngineCore<M> {
     queue: Queue,
     n_unadmitted: usize,
     totals: Totals,
+    measured: Measured,
     decode_rate: RateMeter,
     prefill_rate: RateMeter,
-    max_step_tokens: usize,
     failures_in_a_row: u32,
+    panicked: bool,
     clock: Box<dyn Fn() -> Instant + Send>,
 }
 
@@ -75,6 +75,7 @@ impl<M: CausalLm> EngineCore<M> {
         };
         Self {
             scheduler: Scheduler::new(limits, model.spec().cache),
+            limits,
             model,
             vocabulary,
             scrub_freed: config.scrub_freed,
@@ -85,68 +86,18 @@ impl<M: CausalLm> EngineCore<M> {
             queue,
             n_unadmitted: 0,
             totals: Totals::default(),
+            measured: Measured::default(),
             decode_rate: RateMeter::default(),
             prefill_rate: RateMeter::default(),
-            max_step_tokens: config.max_step_tokens,
             failures_in_a_row: 0,
+            panicked: false,
             clock: Box::new(clock),
         }
-    }
-
-    /// Whether step after step fails, so that it is the model and not a request.
-    pub(crate) fn is_broken(&self) -> bool {
-        self.failures_in_a_row >= MAX_FAILURES_IN_A_ROW
     }
 
     /// Whether there is nothing to do.
     pub(crate) fn is_idle(&self) -> bool {
         self.groups.is_empty()
-    }
-
-    /// Runs two tokens and a third through the model, as a request would, and forgets them.
-    pub(crate) fn warm_up(&mut self) -> Result<(), StepError> {
-        let token = self.vocabulary.eos_token_ids.first().copied().unwrap_or(0);
-        let id = SeqId(u64::MAX);
-        self.scheduler.add(id, 0, 2, 2);
-        let mut result = Ok(());
-        for tokens in [vec![token; 2], vec![token]] {
-            let plan = self.scheduler.plan(|_| {});
-            let Some(cache) = self.scheduler.cache(id) else {
-                break;
-            };
-            let start = plan.items.first().map_or(0, |item| item.start);
-            if start == 0 {
-                self.model.reset_slot(cache.slot());
-            }
-            let entry = StepEntry {
-                slot: cache.slot(),
-                tokens: &tokens,
-                start,
-                global: cache.global(),
-                window: cache.window(),
-                wants: Wants::AllLogits,
-            };
-            result = self
-                .model
-                .forward(&StepBatch { entries: &[entry] })
-                .and_then(|output| {
-                    let finite = output
-                        .entries
-                        .iter()
-                        .flat_map(Rows::iter)
-                        .flatten()
-                        .all(|l| l.is_finite());
-                    if finite { Ok(()) } else { Err(StepError::NotFinite) }
-                });
-            if result.is_err() {
-                break;
-            }
-            self.scheduler.commit(&plan);
-            self.scheduler.push_token(id);
-        }
-        let (model, scrub) = (&mut self.model, self.scrub_freed);
-        self.scheduler.remove(id, |cache| scrub_if(scrub, model, cache));
-        result
     }
 
     /// Takes a request in; it waits until there is memory for it.
@@ -224,7 +175,7 @@ impl<M: CausalLm> EngineCore<M> {
             Ok(output) => {
                 self.failures_in_a_row = 0;
                 self.scheduler.commit(&plan);
-                self.record_rates(&plan, now - began);
+                self.record_pace(&plan, now - began);
                 let StepOutput { entries, chosen } = output;
                 let chosen = chosen.into_iter().chain(std::iter::repeat(None));
                 for ((item, rows), chosen) in plan.items.iter().zip(entries).zip(chosen) {
@@ -232,51 +183,8 @@ impl<M: CausalLm> EngineCore<M> {
                     self.take_output(item, rows, chosen, now);
                 }
             }
-            Err(error) => self.isolate(&plan, &error),
+            Err(failure) => self.step_failed(&plan, failure),
         }
-    }
-
-    /// A step failed: whoever failed alone, for the second time, is refused; the others are computed again, each
-    /// alone, so that one request cannot harm another.
-    fn isolate(&mut self, plan: &Plan, error: &StepError) {
-        tracing::error!(%error, sequences = plan.items.len(), "a step failed");
-        self.failures_in_a_row += 1;
-        if let [item] = plan.items[..]
-            && self.scheduler.is_suspect(item.id)
-        {
-            self.fail_sequence(item.id, &RequestError::StepFailed(error.to_string()));
-            return;
-        }
-        let (model, scrub) = (&mut self.model, self.scrub_freed);
-        let preempted = self
-            .scheduler
-            .suspect(plan, |cache| scrub_if(scrub, model, cache));
-        self.note_preempted(&preempted);
-    }
-
-    /// What the model answers to a plan, one entry per item.
-    fn forward(&mut self, plan: &Plan) -> Result<StepOutput, StepError> {
-        let mut entries = Vec::with_capacity(plan.items.len());
-        for item in &plan.items {
-            let (Some(sequence), Some(cache)) = (self.sequences.get(&item.id), self.scheduler.cache(item.id))
-            else {
-                return Err(StepError::Compute(format!(
-                    "{:?} was planned without memory",
-                    item.id
-                )));
-            };
-            entries.push(StepEntry {
-                slot: cache.slot(),
-                tokens: &sequence.tokens[item.start..item.start + item.n_tokens],
-                start: item.start,
-                global: cache.global(),
-                window: cache.window(),
-                wants: sequence.wants(item, self.model.spec()),
-            });
-        }
-        let output = self.model.forward(&StepBatch { entries: &entries })?;
-        debug_assert_eq!(output.entries.len(), plan.items.len());
-        Ok(output)
     }
 
     /// Frees the sequences whose clients have gone.
@@ -299,6 +207,10 @@ impl<M: CausalLm> EngineCore<M> {
         self.n_unadmitted -= usize::from(group.admitted.is_none());
         for seq in &group.sequences {
             self.end_sequence(*seq);
+        }
+        if let Some(gone) = group.sink.dropped_at() {
+            let waited = (self.clock)().saturating_duration_since(gone);
+            self.measured.cancel_to_free.observe(waited.as_secs_f64());
         }
         Some(group)
     }
@@ -365,7 +277,7 @@ impl<M: CausalLm> EngineCore<M> {
         }
     }
 
-    fn record_rates(&mut self, plan: &Plan, elapsed: std::time::Duration) {
+    fn record_pace(&mut self, plan: &Plan, elapsed: std::time::Duration) {
         let is_decode = |item: &&PlanItem| {
             self.sequences.get(&item.id).is_some_and(|s| match &s.work {
                 Work::Generate { request, .. } => item.n_tokens == 1 && item.start >= request.prompt.len(),
@@ -381,6 +293,13 @@ impl<M: CausalLm> EngineCore<M> {
         if prefilled > 0 {
             self.prefill_rate.record(prefilled, elapsed);
         }
+        let seconds = match (decoded > 0, prefilled > 0) {
+            (true, true) => &mut self.measured.mixed_steps,
+            (true, false) => &mut self.measured.decode_steps,
+            (false, _) => &mut self.measured.prefill_steps,
+        };
+        seconds.observe(elapsed.as_secs_f64());
+        self.measured.step_tokens.observe(total as f64);
     }
 
     /// Tells a client of a computed part of its prompt.
@@ -443,10 +362,7 @@ impl<M: CausalLm> EngineCore<M> {
                 let group = sequence.group;
                 let answer = || rows.last().map_or(Answer::Chosen(chosen), Answer::Logits);
                 for (sibling, index) in siblings.into_iter().zip(1..) {
-                    if let Err(error) = self.fork(item.id, sibling, index) {
-                        self.fail_sequence(item.id, &RequestError::StepFailed(error.to_string()));
-                        return;
-                    }
+                    self.fork(item.id, sibling, index);
                     self.take_token(group, sibling, answer(), now);
                 }
                 self.take_token(group, item.id, answer(), now);
@@ -479,12 +395,12 @@ impl<M: CausalLm> EngineCore<M> {
     }
 
     /// Begins completion `index` of a prompt that `parent` has just computed.
-    fn fork(&mut self, parent: SeqId, child: SeqId, index: u32) -> Result<(), StepError> {
+    fn fork(&mut self, parent: SeqId, child: SeqId, index: u32) {
         let Some(sequence) = self.sequences.get(&parent) else {
-            return Ok(());
+            return;
         };
         let Work::Generate { request, .. } = &sequence.work else {
-            return Ok(());
+            return;
         };
         let work = Work::Generate {
             completion: Box::new(Completion::new(request.clone(), index, &self.vocabulary)),
@@ -501,9 +417,16 @@ impl<M: CausalLm> EngineCore<M> {
             group.sequences.push(child);
         }
         self.sequences.insert(child, child_sequence);
-        match self.scheduler.fork(parent, child) {
-            Some(copy) => self.model.copy(&copy.as_copy()),
-            None => Ok(()), // no room now: it waits, and computes the prompt for itself
+        let Some(copy) = self.scheduler.fork(parent, child) else {
+            return; // no room now: it waits, and computes the prompt for itself
+        };
+        if let Err(error) = self.model.copy(&copy.as_copy()) {
+            tracing::warn!(%error, "a cache could not be copied: its sequence computes its prompt for itself");
+            let (model, scrub) = (&mut self.model, self.scrub_freed);
+            let preempted = self
+                .scheduler
+                .give_back([child], |cache| scrub_if(scrub, model, cache));
+            self.note_preempted(&preempted);
         }
     }
 
@@ -567,11 +490,13 @@ impl<M: CausalLm> EngineCore<M> {
             slots_total: accounts.slots().total(),
             window_tokens: plan.window_tokens,
             window_rows_peak: self.scheduler.window_rows_peak(),
-            max_step_tokens: self.max_step_tokens,
+            max_step_tokens: self.limits.max_step_tokens,
             totals: self.totals,
+            measured: self.measured,
             decode_rate: self.decode_rate.per_second(),
             prefill_rate: self.prefill_rate.per_second(),
             draining,
+            health: EngineHealth::Running,
         }
     }
 }

@@ -1,6 +1,5 @@
 //! What the rest of the process holds of an engine.
 
-use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread::JoinHandle;
@@ -18,7 +17,8 @@ use crate::model::CausalLm;
 use crate::queue::Queue;
 use crate::request::Request;
 use crate::stats::EngineStats;
-use crate::worker::{self, Command};
+use crate::watchdog::{Pulse, Watchdog};
+use crate::worker::{Command, Worker};
 
 /// A running engine. The last clone to go ends it, with whatever still runs, and joins its thread.
 #[derive(Clone)]
@@ -32,7 +32,10 @@ struct Inner {
     queue: Queue,
     draining: Arc<AtomicBool>,
     event_buffer: usize,
+    pulse: Arc<Pulse>,
     thread: Mutex<Option<JoinHandle<()>>>,
+    /// Absent: steps may take for ever.
+    _watchdog: Option<Watchdog>,
 }
 
 impl EngineHandle {
@@ -60,22 +63,27 @@ impl EngineHandle {
         core.warm_up()?;
 
         let draining = Arc::new(AtomicBool::new(false));
+        let pulse = Arc::new(Pulse::new());
         let (stats_tx, stats) = watch::channel(core.stats(false));
+        let stats_tx = Arc::new(stats_tx);
+        let no_thread = |e| LoadError::Compute(format!("cannot start the engine's thread: {e}"));
+        let watchdog = config
+            .step_timeout
+            .map(|timeout| Watchdog::start(&info.name, timeout, pulse.clone(), Arc::downgrade(&stats_tx)))
+            .transpose()
+            .map_err(no_thread)?;
         let (inbox, commands) = mpsc::channel();
+        let worker = Worker {
+            inbox: commands,
+            stats: stats_tx,
+            draining: draining.clone(),
+            pulse: pulse.clone(),
+            on_failure: config.on_failure,
+        };
         let thread = std::thread::Builder::new()
             .name(format!("engine-{}", info.name))
-            .spawn({
-                let draining = draining.clone();
-                move || {
-                    let run = AssertUnwindSafe(|| worker::run(core, &commands, &stats_tx, &draining));
-                    if std::panic::catch_unwind(run).is_err() {
-                        tracing::error!(
-                            "the engine's thread panicked; its requests end, and no more are taken"
-                        );
-                    }
-                }
-            })
-            .map_err(|e| LoadError::Compute(format!("cannot start the engine's thread: {e}")))?;
+            .spawn(move || worker.run(core))
+            .map_err(no_thread)?;
         Ok(Self(Arc::new(Inner {
             info,
             inbox: Some(inbox),
@@ -83,7 +91,9 @@ impl EngineHandle {
             queue,
             draining,
             event_buffer: config.event_buffer,
+            pulse,
             thread: Mutex::new(Some(thread)),
+            _watchdog: watchdog,
         })))
     }
 
@@ -104,6 +114,9 @@ impl Backend for EngineHandle {
         if inner.draining.load(Ordering::Relaxed) {
             return Err(SubmitError::Draining);
         }
+        if inner.pulse.is_stuck() {
+            return Err(SubmitError::Dead);
+        }
         let (vocab_size, max_context) = (inner.info.vocab_size, inner.info.max_context);
         match &request {
             Request::Generate(generate) => generate.check_against(vocab_size, max_context)?,
@@ -118,7 +131,7 @@ impl Backend for EngineHandle {
             place,
             span: tracing::Span::current(),
         })))?;
-        Ok(stream)
+        Ok(stream.unless(inner.pulse.subscribe()))
     }
 
     fn stats(&self) -> watch::Receiver<EngineStats> {
@@ -128,8 +141,14 @@ impl Backend for EngineHandle {
     async fn drain(&self) {
         self.0.draining.store(true, Ordering::Relaxed);
         let (tx, rx) = oneshot::channel();
-        if self.send(Command::Drain(tx)).is_ok() {
-            let _ = rx.await; // an engine that died has nothing left to do either
+        if self.send(Command::Drain(tx)).is_err() {
+            return;
+        }
+        let mut stuck = self.0.pulse.subscribe();
+        // An engine that died or is stuck has nothing left to do either.
+        tokio::select! {
+            _ = rx => {}
+            Ok(_) = stuck.wait_for(|stuck| *stuck) => {}
         }
     }
 }
@@ -138,7 +157,8 @@ impl Drop for Inner {
     fn drop(&mut self) {
         self.inbox = None;
         let thread = self.thread.get_mut().ok().and_then(Option::take);
-        if let Some(thread) = thread {
+        // A thread that is stuck cannot be joined: it ends with the process.
+        if let Some(thread) = thread.filter(|_| !self.pulse.is_stuck()) {
             let _ = thread.join(); // its panics are caught and logged inside
         }
     }

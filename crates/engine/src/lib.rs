@@ -33,10 +33,11 @@ mod stop;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 pub mod text;
+mod watchdog;
 mod worker;
 
 pub use backend::{Backend, BackendInfo, EventSink, EventStream};
-pub use config::{CacheBudget, CacheConfig, EngineConfig};
+pub use config::{CacheBudget, CacheConfig, EngineConfig, OnFailure};
 pub use error::{LoadError, RequestError, StepError, SubmitError, Violation, Violations};
 pub use grammar::{Grammar, Grammars, StructuredOutput};
 pub use handle::EngineHandle;

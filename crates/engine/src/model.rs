@@ -29,6 +29,18 @@ pub trait CausalLm: Send {
     /// Copies the cached state of one sequence to blocks and a slot that another one has just got.
     fn copy(&mut self, copy: &CacheCopy<'_>) -> Result<(), StepError>;
 
+    /// Makes the model as if it had just been loaded, after a step that panicked or steps that only failed: its
+    /// weights stay where they are, everything cached is forgotten. No sequence holds memory meanwhile, and a step
+    /// to warm up follows. An error leaves the engine dead.
+    ///
+    /// A model whose only state beside its weights is in slots and blocks needs nothing else than this default.
+    fn recover(&mut self) -> Result<(), StepError> {
+        for slot in 0..self.spec().cache.slots {
+            self.reset_slot(SlotId(slot as u32));
+        }
+        Ok(())
+    }
+
     /// Overwrites freed memory with NaN, so that nothing of it can be read again unnoticed.
     ///
     /// Called for all freed memory when [`crate::EngineConfig::scrub_freed`] is set, and never otherwise.

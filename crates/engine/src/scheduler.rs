@@ -60,6 +60,16 @@ pub(crate) struct Plan {
     pub(crate) preempted: Vec<SeqId>,
 }
 
+impl Plan {
+    /// Tokens to compute over all items.
+    pub(crate) fn n_tokens(&self) -> usize {
+        self.items.iter().map(|item| item.n_tokens).sum()
+    }
+}
+
+/// Steps without a failure after which steps that were made smaller grow again.
+const GOOD_STEPS_TO_GROW: u32 = 256;
+
 /// Bounds of a step.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct StepLimits {
@@ -77,6 +87,10 @@ pub(crate) struct Scheduler {
     waiting: BTreeSet<Rank>,
     /// Who was part of a failed step and has not been computed since.
     suspects: BTreeSet<Rank>,
+    /// Tokens of a step at most, for now: less than the limit after a step ran out of memory.
+    step_tokens: usize,
+    /// Steps carried out since `step_tokens` last changed.
+    good_steps: u32,
     window_rows_peak: usize,
 }
 
@@ -89,6 +103,8 @@ impl Scheduler {
             running: BTreeSet::new(),
             waiting: BTreeSet::new(),
             suspects: BTreeSet::new(),
+            step_tokens: limits.max_step_tokens,
+            good_steps: 0,
             window_rows_peak: 0,
         }
     }
@@ -180,7 +196,7 @@ impl Scheduler {
             self.plan_alone(suspect, &mut plan, &mut scrub);
             return plan;
         }
-        let mut budget = self.limits.max_step_tokens;
+        let mut budget = self.step_tokens;
 
         let decodes_then_prefills = {
             let is_decode = |r: &&Rank| {
@@ -247,7 +263,7 @@ impl Scheduler {
     /// Plans a step of one sequence, whatever its rank; the others make room for it.
     fn plan_alone(&mut self, rank: Rank, plan: &mut Plan, scrub: &mut impl FnMut(&SequenceCache)) {
         let progress = &self.sequences[&rank.id];
-        let budget = progress.chunk.min(self.limits.max_step_tokens);
+        let budget = progress.chunk.min(self.step_tokens);
         let n_tokens = (progress.len - progress.computed).min(budget);
         let end = progress.computed + n_tokens;
         loop {
@@ -265,19 +281,38 @@ impl Scheduler {
         }
     }
 
-    /// A step failed. Its sequences give everything back and are computed again, each alone, until it is known
-    /// whose fault it was. `scrub` sees what they give back.
-    pub(crate) fn suspect(&mut self, failed: &Plan, mut scrub: impl FnMut(&SequenceCache)) -> Vec<SeqId> {
-        let mut preempted = Plan::default();
+    /// A step failed. Its sequences are to be computed each alone, until it is known whose fault it was.
+    pub(crate) fn suspect(&mut self, failed: &Plan) {
         for item in &failed.items {
-            let Some(progress) = self.sequences.get(&item.id) else {
-                continue;
-            };
-            let rank = progress.rank;
-            self.suspects.insert(rank);
-            self.preempt(rank, &mut preempted, &mut scrub);
+            if let Some(progress) = self.sequences.get(&item.id) {
+                self.suspects.insert(progress.rank);
+            }
+        }
+    }
+
+    /// Sequences give back what they hold, to be computed again; returns those that held something. `scrub` sees it
+    /// first.
+    pub(crate) fn give_back(
+        &mut self,
+        ids: impl IntoIterator<Item = SeqId>,
+        mut scrub: impl FnMut(&SequenceCache),
+    ) -> Vec<SeqId> {
+        let mut preempted = Plan::default();
+        for id in ids {
+            if let Some(progress) = self.sequences.get(&id)
+                && progress.cache.is_some()
+            {
+                self.preempt(progress.rank, &mut preempted, &mut scrub);
+            }
         }
         preempted.preempted
+    }
+
+    /// Steps have at most so many tokens until a good number of them were carried out; then twice as many, and so
+    /// on up to the limit.
+    pub(crate) fn shrink_steps(&mut self, tokens: usize) {
+        self.step_tokens = tokens.clamp(1, self.step_tokens);
+        self.good_steps = 0;
     }
 
     /// Whether a sequence was part of a failed step and has not been computed since.
@@ -350,6 +385,13 @@ impl Scheduler {
 
     /// The step was carried out.
     pub(crate) fn commit(&mut self, plan: &Plan) {
+        if self.step_tokens < self.limits.max_step_tokens {
+            self.good_steps += 1;
+            if self.good_steps >= GOOD_STEPS_TO_GROW {
+                self.step_tokens = (2 * self.step_tokens).min(self.limits.max_step_tokens);
+                self.good_steps = 0;
+            }
+        }
         for item in &plan.items {
             if let Some(progress) = self.sequences.get_mut(&item.id) {
                 progress.computed = item.start + item.n_tokens;

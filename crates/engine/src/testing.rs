@@ -22,8 +22,10 @@ use crate::plugin::{Checkpoint, LoadRequest, ModelPlugin};
 use crate::request::{Pooling, RequestLimits, SamplingOptions};
 use crate::text::{ChatTemplate, SpecialTokens};
 
+mod faults;
 mod tokenizer;
 
+pub use faults::{Fault, Release};
 pub use tokenizer::byte_tokenizer;
 
 /// Tokens of [`FakeModel`]'s vocabulary: 256 bytes, then [`BOS`], [`EOS`] and role tokens.
@@ -50,6 +52,9 @@ pub struct FakeModel {
     hook: Option<StepHook>,
     poison: Option<TokenId>,
     chosen: Arc<AtomicU64>,
+    /// Tokens of a step that it has memory for.
+    room: usize,
+    copies: bool,
 }
 
 impl FakeModel {
@@ -80,6 +85,8 @@ impl FakeModel {
             hook: None,
             poison: None,
             chosen: Arc::default(),
+            room: usize::MAX,
+            copies: true,
         })
     }
 
@@ -87,6 +94,18 @@ impl FakeModel {
     pub fn that_samples(mut self, chosen: Arc<AtomicU64>) -> Self {
         self.spec.samples = true;
         self.chosen = chosen;
+        self
+    }
+
+    /// Runs out of memory in every step of more than `tokens`.
+    pub fn with_room_for(mut self, tokens: usize) -> Self {
+        self.room = tokens;
+        self
+    }
+
+    /// Runs out of memory whenever it shall copy.
+    pub fn without_copies(mut self) -> Self {
+        self.copies = false;
         self
     }
 
@@ -181,6 +200,9 @@ impl CausalLm for FakeModel {
         if let Some(hook) = &mut self.hook {
             hook(step)?;
         }
+        if batch.n_tokens() > self.room {
+            return Err(StepError::OutOfMemory(format!("room for {} tokens", self.room)));
+        }
         if self
             .poison
             .is_some_and(|poison| batch.entries.iter().any(|e| e.tokens.contains(&poison)))
@@ -240,6 +262,9 @@ impl CausalLm for FakeModel {
     }
 
     fn copy(&mut self, copy: &CacheCopy<'_>) -> Result<(), StepError> {
+        if !self.copies {
+            return Err(StepError::OutOfMemory("no room for copies".into()));
+        }
         let n = self.spec.cache.block_tokens;
         for (rows, blocks) in [(&mut self.global, copy.global), (&mut self.window, copy.window)] {
             for (from, to) in blocks {

@@ -71,43 +71,6 @@ fn gate() -> (StepHook, mpsc::Sender<()>) {
 }
 
 #[tokio::test]
-async fn a_panicking_step_ends_every_request_once_and_the_engine_is_dead() {
-    let hook = |step| if step == 4 { panic!("planted") } else { Ok(()) };
-    let engine = engine(Some(Box::new(hook)), EngineConfig::default());
-    let streams = [
-        engine.submit(request(50)).unwrap(),
-        engine.submit(request(50)).unwrap(),
-    ];
-    for stream in streams {
-        assert_eq!(last(stream).await, Event::Failed(RequestError::EngineStopped));
-    }
-    let mut stats = engine.stats();
-    while stats.changed().await.is_ok() {}
-    assert!(matches!(engine.submit(request(1)), Err(SubmitError::Dead)));
-    engine.drain().await;
-}
-
-#[tokio::test]
-async fn a_model_that_fails_at_every_step_is_given_up() {
-    let hook = |step| {
-        if step < 4 {
-            Ok(())
-        } else {
-            Err(StepError::Compute("planted".into()))
-        }
-    };
-    let engine = engine(Some(Box::new(hook)), EngineConfig::default());
-    let mut ends = Vec::new();
-    while let Ok(stream) = engine.submit(request(50)) {
-        ends.push(last(stream).await);
-        assert!(ends.len() <= 5, "two failures a request, eight in all");
-    }
-    assert!(ends.contains(&Event::Failed(RequestError::StepFailed("planted".into()))));
-    assert!(ends.iter().all(|end| matches!(end, Event::Failed(_))));
-    assert!(matches!(engine.submit(request(1)), Err(SubmitError::Dead)));
-}
-
-#[tokio::test]
 async fn drain_lets_the_admitted_finish_and_refuses_the_rest() {
     let (hook, gate) = gate();
     let engine = engine(Some(hook), EngineConfig::default());

@@ -3,6 +3,7 @@
 use std::sync::{Arc, OnceLock};
 
 use baichuan_engine::Backend;
+use baichuan_engine::stats::EngineHealth;
 
 use crate::calls::Calls;
 use crate::error::{ApiError, Unavailable};
@@ -18,6 +19,17 @@ pub(crate) enum ModelState {
     Loading,
     Ready,
     Draining,
+    Failed,
+}
+
+/// How a model's engine is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Condition {
+    Loading,
+    Running,
+    /// Its model is being made anew.
+    Recovering,
+    /// It has died, or a step does not end.
     Failed,
 }
 
@@ -91,12 +103,12 @@ impl Models {
 
     /// Whether every model is loaded and alive.
     pub(crate) fn all_ready(&self) -> bool {
-        self.models.iter().all(|m| m.alive() == Some(true))
+        self.models.iter().all(|m| m.condition() == Condition::Running)
     }
 
-    /// Whether the engine of a loaded model has died.
+    /// Whether the engine of a loaded model has died or is stuck.
     pub(crate) fn any_dead(&self) -> bool {
-        self.models.iter().any(|m| m.alive() == Some(false))
+        self.models.iter().any(|m| m.condition() == Condition::Failed)
     }
 }
 
@@ -113,16 +125,26 @@ impl Model {
 
     /// Whether it answers.
     pub(crate) fn state(&self, calls: &Calls) -> ModelState {
-        match self.alive() {
-            None => ModelState::Loading,
-            Some(false) => ModelState::Failed,
-            Some(true) if calls.is_draining() => ModelState::Draining,
-            Some(true) => ModelState::Ready,
+        match self.condition() {
+            Condition::Loading | Condition::Recovering => ModelState::Loading,
+            Condition::Failed => ModelState::Failed,
+            Condition::Running if calls.is_draining() => ModelState::Draining,
+            Condition::Running => ModelState::Ready,
         }
     }
 
-    /// Absent while it loads. An engine that died has dropped the sender of its statistics.
-    fn alive(&self) -> Option<bool> {
-        self.backend.get().map(|b| b.stats().has_changed().is_ok())
+    fn condition(&self) -> Condition {
+        let Some(backend) = self.backend.get() else {
+            return Condition::Loading;
+        };
+        let stats = backend.stats();
+        // An engine that died has dropped the sender.
+        let died = stats.has_changed().is_err();
+        match stats.borrow().health {
+            _ if died => Condition::Failed,
+            EngineHealth::Stuck => Condition::Failed,
+            EngineHealth::Recovering => Condition::Recovering,
+            EngineHealth::Running => Condition::Running,
+        }
     }
 }

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use baichuan_engine::{Backend, LoadError, LoadProgress, Registry};
+use baichuan_engine::stats::EngineHealth;
+use baichuan_engine::{Backend, LoadError, LoadProgress, OnFailure, Registry};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
@@ -54,6 +55,12 @@ pub enum ServeError {
     /// Certificates, tokens or keys cannot be used.
     #[error("{0}")]
     Identity(String),
+    /// A model failed for good, and `engine.on_failure` says to end then.
+    #[error("model {model:?}: its engine has failed, and engine.on_failure is \"exit\"")]
+    EngineFailed {
+        /// Its served name.
+        model: String,
+    },
     /// The descriptors compiled in cannot be used.
     #[error("reflection: {0}")]
     Reflection(#[from] tonic_reflection::server::Error),
@@ -196,15 +203,21 @@ impl Server {
             tasks.spawn(admin_http::serve(listener, app.clone(), stop.now.clone()));
         }
 
-        let mut watchers = JoinSet::new();
+        let (mut watchers, mut engines) = (JoinSet::new(), JoinSet::new());
         let mut asked_early = shutdown.clone();
         let outcome = tokio::select! {
             loaded = load_all(&app.models, &app.config.models, &self.registry, self.observer) => loaded,
             () = asked_early.asked() => Ok(()),
         };
         if outcome.is_ok() {
-            for backend in app.models.iter().filter_map(|m| m.backend()) {
-                watchers.spawn(watch_engine(app.clone(), backend.clone()));
+            for (model, config) in app.models.iter().zip(&app.config.models) {
+                if let Some(backend) = model.backend() {
+                    engines.spawn(watch_engine(
+                        app.clone(),
+                        backend.clone(),
+                        config.engine.on_failure,
+                    ));
+                }
             }
             app.refresh_health().await;
             let files = app.files();
@@ -215,15 +228,21 @@ impl Server {
             }
             systemd::ready();
             watchers.spawn(systemd::watchdog(app.health.subscribe(), stop.now.clone()));
-            shutdown.asked().await;
         }
         let outcome = match outcome {
-            Ok(()) => end(&app, &stop, &mut shutdown, &mut tasks).await,
+            Ok(()) => tokio::select! {
+                () = shutdown.asked() => end(&app, &stop, &mut shutdown, &mut tasks).await,
+                model = failed(&mut engines) => {
+                    tell_and_close(&app, &stop, &mut tasks).await;
+                    Err(ServeError::EngineFailed { model })
+                }
+            },
             Err(failed) => Err(failed),
         };
         stop.now.cancel();
         while tasks.join_next().await.is_some() {}
         watchers.shutdown().await;
+        engines.shutdown().await;
         // Joins the engines' threads. One that is stuck holds up its own thread here and not the server's end.
         let joined = tokio::task::spawn_blocking(move || drop(app));
         match outcome {
@@ -282,15 +301,7 @@ async fn end(
         () = orderly => Ok(End::Orderly),
         () = shutdown.insisted() => {
             tracing::warn!(running = app.calls.n_running(), "told to end at once");
-            app.calls.drain();
-            app.calls.end();
-            // What runs is told so, as far as it listens.
-            let told = async {
-                app.calls.idle().await;
-                stop.gently.cancel();
-                while tasks.join_next().await.is_some() {}
-            };
-            let _ = tokio::time::timeout(CLOSE_GRACE, told).await;
+            tell_and_close(app, stop, tasks).await;
             Ok(End::Insisted)
         }
         () = tokio::time::sleep(times.hard_timeout) => Err(ServeError::HardTimeout {
@@ -299,12 +310,50 @@ async fn end(
     }
 }
 
-/// Publishes the death of an engine.
-async fn watch_engine(app: Arc<App>, backend: Arc<dyn Backend>) {
+/// Ends at once; what runs is told so, as far as it listens.
+async fn tell_and_close(app: &Arc<App>, stop: &Stop, tasks: &mut JoinSet<()>) {
+    app.calls.drain();
+    app.calls.end();
+    let told = async {
+        app.calls.idle().await;
+        stop.gently.cancel();
+        while tasks.join_next().await.is_some() {}
+    };
+    let _ = tokio::time::timeout(CLOSE_GRACE, told).await;
+}
+
+/// Returns the first model that failed and shall end the process.
+async fn failed(watchers: &mut JoinSet<Option<String>>) -> String {
+    while let Some(ended) = watchers.join_next().await {
+        if let Ok(Some(model)) = ended {
+            return model;
+        }
+    }
+    std::future::pending().await
+}
+
+/// Publishes how an engine is. Returns when it has failed for good: the name of its model, if the process shall end.
+async fn watch_engine(app: Arc<App>, backend: Arc<dyn Backend>, on_failure: OnFailure) -> Option<String> {
+    let model = &backend.info().name;
+    let ends = || (on_failure == OnFailure::Exit).then(|| model.clone());
     let mut stats = backend.stats();
-    while stats.changed().await.is_ok() {}
-    tracing::error!(model = backend.info().name, "the engine has stopped");
+    let mut health = EngineHealth::Running;
+    // An engine that died has dropped the sender.
+    loop {
+        let changed = stats.wait_for(|stats| stats.health != health).await;
+        let Ok(now) = changed.map(|stats| stats.health) else {
+            break;
+        };
+        health = now;
+        tracing::warn!(model, ?health, "the engine's health changed");
+        app.refresh_health().await;
+        if health == EngineHealth::Stuck && on_failure == OnFailure::Exit {
+            return ends();
+        }
+    }
+    tracing::error!(model, "the engine has stopped");
     app.refresh_health().await;
+    ends()
 }
 
 /// Sees nothing.

@@ -6,6 +6,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
+use crate::error::StepError;
 use crate::event::FinishReason;
 use crate::ids::TokenId;
 use crate::request::{Pooling, SamplingOptions, StoppingOptions};
@@ -245,6 +246,94 @@ fn a_step_that_fails_once_costs_nobody_anything() {
         assert_eq!(finished(&bench.seen[id], 0).reason, FinishReason::Length);
     }
     bench.assert_empty();
+}
+
+#[test]
+fn a_step_that_runs_out_of_memory_is_taken_in_smaller_parts() {
+    // Only steps of up to five tokens find memory, which nobody knows beforehand.
+    let config = config(100, 40, 8, 32);
+    let model = FakeModel::new(&config, MAX_CONTEXT, 10).unwrap().with_room_for(5);
+    let mut bench = Bench::with_model(&config, model);
+    let prompts: Vec<Vec<TokenId>> = (1..7).map(|n| (0..n * 9).collect()).collect();
+    let ids: Vec<u64> = prompts
+        .iter()
+        .map(|p| bench.submit(request(generate(p, greedy(), max_tokens(12)))))
+        .collect();
+    bench.run();
+    for (id, prompt) in ids.iter().zip(&prompts) {
+        assert_eq!(tokens(&bench.seen[id], 0), greedy_tokens(prompt, 12));
+        assert_eq!(finished(&bench.seen[id], 0).reason, FinishReason::Length);
+    }
+    let totals = bench.core.stats(false).totals;
+    assert!(totals.out_of_memory >= 3, "32, 16, 8 tokens: {totals:?}");
+    assert!(totals.preemptions > 0 && !bench.core.is_broken());
+    bench.assert_empty();
+}
+
+#[test]
+fn a_step_that_panics_ends_its_own_requests_and_no_others() {
+    let mut bench = failing(&config(1000, 1000, 2, 16), |step| {
+        assert!(step != 5, "planted");
+        Ok(())
+    });
+    let prompts: Vec<Vec<TokenId>> = (1..7).map(|n| (0..n * 9).collect()).collect();
+    let ids: Vec<u64> = prompts
+        .iter()
+        .map(|p| bench.submit(request(generate(p, greedy(), max_tokens(12)))))
+        .collect();
+    while !bench.core.is_broken() {
+        bench.step();
+    }
+    bench.core.recover().unwrap();
+    assert!(!bench.core.is_broken());
+    bench.run();
+    let failed = Event::Failed(RequestError::EngineStopped);
+    let ended: Vec<_> = ids.iter().filter(|id| bench.seen[id].contains(&failed)).collect();
+    assert_eq!(ended.len(), 2, "two sequences run at once");
+    for (id, prompt) in ids.iter().zip(&prompts).filter(|(id, _)| !ended.contains(id)) {
+        assert_eq!(tokens(&bench.seen[id], 0), greedy_tokens(prompt, 12));
+        assert_eq!(finished(&bench.seen[id], 0).reason, FinishReason::Length);
+    }
+    assert_eq!(bench.core.stats(false).totals.restarts, 1);
+    bench.assert_empty();
+}
+
+#[test]
+fn a_cache_that_cannot_be_copied_costs_its_completion_only_time() {
+    let options = SamplingOptions {
+        seed: Some(5),
+        n: Some(3),
+        ..Default::default()
+    };
+    let request_ = || request(generate(&[1, 2, 3], options.clone(), max_tokens(8)));
+    let config = roomy();
+    let model = FakeModel::new(&config, MAX_CONTEXT, 10).unwrap().without_copies();
+    let mut bench = Bench::with_model(&config, model);
+    let id = bench.submit(request_());
+    bench.run();
+    let whole = Bench::one(&config, request_());
+    for index in 0..3 {
+        assert_eq!(tokens(&bench.seen[&id], index), tokens(&whole, index));
+        finished(&bench.seen[&id], index);
+    }
+    bench.assert_empty();
+}
+
+#[test]
+fn the_time_from_a_cancellation_to_free_memory_is_measured() {
+    let mut bench = Bench::new(&roomy());
+    let id = bench.submit(request(generate(&[1; 100], greedy(), max_tokens(50))));
+    bench.step();
+    assert_eq!(bench.core.stats(false).measured.cancel_to_free.count(), 0);
+    bench.cancel(id);
+    bench.step();
+    let measured = bench.core.stats(false).measured;
+    assert_eq!(measured.cancel_to_free.count(), 1);
+    assert_eq!(measured.prefill_steps.count(), 1);
+    assert_eq!(
+        (measured.step_tokens.count(), measured.step_tokens.sum()),
+        (1, 64.0)
+    );
 }
 
 #[test]

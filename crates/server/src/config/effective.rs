@@ -1,10 +1,11 @@
 //! The configuration in force, written as a configuration file: every key, nothing left to a default.
 
-use baichuan_engine::{CacheBudget, EngineConfig};
+use baichuan_engine::{CacheBudget, EngineConfig, OnFailure};
 
 use super::raw::identity::{RawReload, RawTenant};
 use super::raw::{
-    RawCache, RawConfig, RawEngine, RawGrpc, RawLimits, RawListen, RawLog, RawModel, RawRequests, RawShutdown,
+    RawCache, RawConfig, RawEngine, RawGrpc, RawLimits, RawListen, RawLog, RawModel, RawOnFailure,
+    RawRequests, RawShutdown,
 };
 use super::units::{Human, Limit};
 use super::{Config, ModelConfig};
@@ -104,6 +105,11 @@ fn raw_engine(engine: &EngineConfig) -> RawEngine {
         event_buffer: Some(engine.event_buffer),
         max_context: engine.max_context,
         scrub_freed: Some(engine.scrub_freed),
+        on_failure: Some(match engine.on_failure {
+            OnFailure::Restart => RawOnFailure::Restart,
+            OnFailure::Exit => RawOnFailure::Exit,
+        }),
+        step_timeout: Some(Limit(engine.step_timeout)),
         cache: raw_cache(engine),
         limits: RawLimits {
             max_n: Some(limits.max_n),

@@ -153,6 +153,11 @@ pub(crate) struct RawEngine {
     pub(crate) max_context: Option<usize>,
     /// Overwrite cache memory as it is freed.
     pub(crate) scrub_freed: Option<bool>,
+    /// What happens when the model panics or fails at every step: `restart` makes it anew, once in ten minutes; `exit`
+    /// ends the process with an error.
+    pub(crate) on_failure: Option<RawOnFailure>,
+    /// Longest that a step may take before its requests end and the server is not ready; `off`: for ever.
+    pub(crate) step_timeout: Option<Limit<Duration>>,
     pub(crate) cache: RawCache,
     pub(crate) limits: RawLimits,
 }
@@ -169,6 +174,8 @@ impl RawEngine {
             event_buffer: over.event_buffer.or(self.event_buffer),
             max_context: over.max_context.or(self.max_context),
             scrub_freed: over.scrub_freed.or(self.scrub_freed),
+            on_failure: over.on_failure.or(self.on_failure),
+            step_timeout: over.step_timeout.or(self.step_timeout),
             cache: self.cache.overridden_by(&over.cache),
             limits: self.limits.overridden_by(&over.limits),
         }
@@ -327,6 +334,16 @@ pub(crate) struct RawLog {
     pub(crate) filter: Option<String>,
     /// How a line looks.
     pub(crate) format: Option<LogFormat>,
+}
+
+/// What happens when a model fails.
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum RawOnFailure {
+    /// It is made anew, once.
+    Restart,
+    /// The process ends.
+    Exit,
 }
 
 /// How a log line looks.

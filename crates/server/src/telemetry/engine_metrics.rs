@@ -4,9 +4,9 @@ use std::fmt;
 use std::sync::Arc;
 
 use baichuan_engine::BackendInfo;
-use baichuan_engine::stats::{EngineStats, PoolStats};
+use baichuan_engine::stats::{EngineStats, Histogram, PoolStats};
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
@@ -70,7 +70,7 @@ impl Collector for EngineMetrics {
         }
 
         type Count = fn(&EngineStats) -> u64;
-        let counters: [(&str, &str, Count); 3] = [
+        let counters: [(&str, &str, Count); 6] = [
             (names::PROMPT_TOKENS, "Prompt tokens of admitted requests", |s| {
                 s.totals.prompt_tokens
             }),
@@ -80,6 +80,19 @@ impl Collector for EngineMetrics {
             (names::PREEMPTIONS, "Sequences paused to make room", |s| {
                 s.totals.preemptions
             }),
+            (names::FAILED_STEPS, "Steps that failed or panicked", |s| {
+                s.totals.failed_steps
+            }),
+            (
+                names::OUT_OF_MEMORY,
+                "Steps that ran out of memory and were taken in smaller parts",
+                |s| s.totals.out_of_memory,
+            ),
+            (
+                names::RESTARTS,
+                "Times the model was made anew after it failed",
+                |s| s.totals.restarts,
+            ),
         ];
         for (name, help, read) in counters {
             let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
@@ -88,6 +101,8 @@ impl Collector for EngineMetrics {
                 ConstCounter::new(read(&s.stats)).encode(family.encode_family(&labels)?)?;
             }
         }
+
+        encode_measured(&mut encoder, &snapshots)?;
 
         type Blocks = fn(PoolStats) -> usize;
         let pools: [(&str, &str, Blocks); 2] = [
@@ -143,6 +158,54 @@ impl Collector for EngineMetrics {
         }
         Ok(())
     }
+}
+
+/// What the engines measured of their steps.
+fn encode_measured(
+    encoder: &mut DescriptorEncoder<'_>,
+    snapshots: &[Snapshot<'_>],
+) -> Result<(), fmt::Error> {
+    type Read = fn(&EngineStats) -> &Histogram;
+    let plain: [(&str, &str, Read); 2] = [
+        (names::STEP_TOKENS, "Tokens of a step", |s| {
+            &s.measured.step_tokens
+        }),
+        (
+            names::CANCEL_TO_FREE,
+            "From a stream's being dropped until all that its request held is free",
+            |s| &s.measured.cancel_to_free,
+        ),
+    ];
+    for (name, help, read) in plain {
+        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Histogram)?;
+        for s in snapshots {
+            let labels = [("model_name", s.name)];
+            encode_histogram(family.encode_family(&labels)?, read(&s.stats))?;
+        }
+    }
+    let mut family = encoder.encode_descriptor(
+        names::STEP_SECONDS,
+        "Time of a step, by what it did",
+        None,
+        MetricType::Histogram,
+    )?;
+    for s in snapshots {
+        let measured = &s.stats.measured;
+        for (phase, histogram) in [
+            ("prefill", &measured.prefill_steps),
+            ("decode", &measured.decode_steps),
+            ("mixed", &measured.mixed_steps),
+        ] {
+            let labels = [("model_name", s.name), ("phase", phase)];
+            encode_histogram(family.encode_family(&labels)?, histogram)?;
+        }
+    }
+    Ok(())
+}
+
+fn encode_histogram(mut encoder: MetricEncoder<'_>, histogram: &Histogram) -> Result<(), fmt::Error> {
+    let buckets: Vec<(f64, u64)> = histogram.buckets().collect();
+    encoder.encode_histogram::<NoLabelSet>(histogram.sum(), histogram.count(), &buckets, None)
 }
 
 /// Share of a pool in use; a pool of nothing is empty.

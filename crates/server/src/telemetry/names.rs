@@ -32,6 +32,8 @@ pub(crate) const PREFILL_TIME: &str = "vllm:request_prefill_time_seconds";
 pub(crate) const DECODE_TIME: &str = "vllm:request_decode_time_seconds";
 /// Prompt tokens of a request.
 pub(crate) const REQUEST_PROMPT_TOKENS: &str = "vllm:request_prompt_tokens";
+/// Tokens of a step. A histogram: the name is given, `_total` is no counter's here.
+pub(crate) const STEP_TOKENS: &str = "vllm:iteration_tokens_total";
 /// Tokens of a completion.
 pub(crate) const REQUEST_GENERATION_TOKENS: &str = "vllm:request_generation_tokens";
 
@@ -51,6 +53,16 @@ pub(crate) const RELOADS: &str = "baichuan_reloads";
 pub(crate) const HANDSHAKE_FAILURES: &str = "baichuan_tls_handshake_failures";
 /// When the server's certificate ends, in seconds since 1970.
 pub(crate) const CERTIFICATE_END: &str = "baichuan_tls_certificate_not_after_timestamp_seconds";
+/// From a stream's being dropped until all that its request held is free.
+pub(crate) const CANCEL_TO_FREE: &str = "baichuan_cancel_to_free_seconds";
+/// Time of a step, by what it did.
+pub(crate) const STEP_SECONDS: &str = "baichuan_step_duration_seconds";
+/// Steps that failed or panicked.
+pub(crate) const FAILED_STEPS: &str = "baichuan_failed_steps";
+/// Steps that ran out of memory and were taken in smaller parts.
+pub(crate) const OUT_OF_MEMORY: &str = "baichuan_out_of_memory_steps";
+/// Times the model was made anew after it failed.
+pub(crate) const RESTARTS: &str = "baichuan_engine_restarts";
 /// Embed calls and streams.
 pub(crate) const EMBED_REQUESTS: &str = "baichuan_embed_requests";
 /// Inputs embedded.

@@ -1,10 +1,11 @@
 //! Scheduling and memory of one model.
 
 use baichuan_engine::request::RequestLimits;
-use baichuan_engine::{CacheBudget, CacheConfig, EngineConfig};
+use baichuan_engine::{CacheBudget, CacheConfig, EngineConfig, OnFailure};
 
 use super::Findings;
-use crate::config::raw::{RawCache, RawEngine};
+use crate::config::raw::{RawCache, RawEngine, RawOnFailure};
+use crate::config::units::Limit;
 
 /// `own` is the key of the model's own overrides, e.g. `models[0].engine`; `raw` is already merged.
 pub(super) fn engine(own: &str, raw: RawEngine, findings: &mut Findings) -> EngineConfig {
@@ -37,7 +38,15 @@ pub(super) fn engine(own: &str, raw: RawEngine, findings: &mut Findings) -> Engi
         cache: cache(own, &raw.cache, findings),
         limits,
         scrub_freed: raw.scrub_freed.unwrap_or(default.scrub_freed),
+        on_failure: raw.on_failure.map_or(default.on_failure, |raw| match raw {
+            RawOnFailure::Restart => OnFailure::Restart,
+            RawOnFailure::Exit => OnFailure::Exit,
+        }),
+        step_timeout: raw.step_timeout.unwrap_or(Limit(default.step_timeout)).0,
     };
+    let keys = [format!("{own}.step_timeout"), "engine.step_timeout".into()];
+    let lasts = engine.step_timeout.is_none_or(|timeout| !timeout.is_zero());
+    findings.that(lasts, &[&keys[0], &keys[1]], || "must be more than 0".into());
     let mut at_least_one = |key: &str, value: usize| {
         let keys = [format!("{own}.{key}"), format!("engine.{key}")];
         findings.that(value >= 1, &[&keys[0], &keys[1]], || {
