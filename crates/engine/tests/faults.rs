@@ -82,7 +82,7 @@ async fn whole(mut stream: EventStream) -> (Vec<u32>, Event) {
         assert!(end.is_none(), "an event after the terminal one: {event:?}");
         match event {
             Event::Delta(delta) => tokens.extend(delta.token_ids),
-            Event::Prompt(_) => {}
+            Event::Prompt(_) | Event::Prefilled(_) => {}
             terminal => end = Some(terminal),
         }
     }
