@@ -14,10 +14,14 @@
 //! Unlike on the host, sums here depend on the number of rows: an entry's result is the same in any company up to
 //! rounding, not to the bit.
 
+pub mod bandwidth;
 mod forward;
+mod host_part;
 mod load;
+mod mapped;
 mod memory;
 mod output;
+mod reader;
 mod tables;
 mod weights;
 
@@ -30,10 +34,12 @@ use baichuan_kernels::cuda::{Choices, Device, GpuError, Graph, StepBuffer, StepT
 
 use crate::config::BaichuanConfig;
 
-pub(crate) use load::load;
-pub use load::{CudaOptions, Source};
+pub use load::CudaOptions;
+pub(crate) use load::{load, load_mapped};
 use memory::{Activations, Caches};
 use output::Head;
+pub use output::choose_row;
+pub use reader::Source;
 use weights::DeviceWeights;
 
 /// A loaded Baichuan-M1 on a GPU, with memory for its sequences.

@@ -113,7 +113,7 @@ impl LayerSpec {
         }
     }
 
-    fn into_array(self) -> [TensorSpec; 9] {
+    pub(crate) fn into_array(self) -> [TensorSpec; 9] {
         let Self {
             input_norm,
             pack,

@@ -49,6 +49,8 @@ pub mod config;
 mod conv;
 #[cfg(feature = "cuda")]
 pub mod cuda;
+#[cfg(any(test, feature = "cuda"))]
+mod device_map;
 mod host;
 mod layer;
 pub mod layout;

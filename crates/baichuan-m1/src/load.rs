@@ -216,6 +216,38 @@ impl Reader<'_> {
     }
 }
 
+/// Reads the layers of a model whose other layers live elsewhere.
+#[cfg(feature = "cuda")]
+pub(crate) struct HostReader<'a>(Reader<'a>);
+
+#[cfg(feature = "cuda")]
+impl<'a> HostReader<'a> {
+    pub(crate) fn new(weights: &'a Weights, options: &'a LoadOptions<'a>) -> Self {
+        Self(Reader {
+            weights,
+            options,
+            digest: blake3::Hasher::new(),
+            done: 0,
+        })
+    }
+
+    /// Reads layer number `index`, counting it in `digest` and `done`.
+    pub(crate) fn layer(
+        &mut self,
+        config: &BaichuanConfig,
+        index: usize,
+        (digest, done): (&mut blake3::Hasher, &mut u64),
+    ) -> Result<DecoderLayer, WeightsError> {
+        let reader = &mut self.0;
+        std::mem::swap(&mut reader.digest, digest);
+        reader.done = *done;
+        let layer = reader.layer(config, index);
+        std::mem::swap(&mut reader.digest, digest);
+        *done = reader.done;
+        layer
+    }
+}
+
 fn compute_error(error: candle_core::Error) -> LoadError {
     LoadError::Compute(error.to_string())
 }
@@ -267,7 +299,7 @@ fn caches(config: &BaichuanConfig, options: &LoadOptions<'_>) -> Result<(Caches,
 }
 
 /// Memory that this process may still take, in bytes.
-fn free_memory() -> Result<u64, LoadError> {
+pub(crate) fn free_memory() -> Result<u64, LoadError> {
     let memory = RefreshKind::nothing().with_memory(MemoryRefreshKind::nothing().with_ram());
     let system = System::new_with_specifics(memory)
         .map_err(|error| LoadError::Compute(format!("cannot tell how much memory is free: {error}")))?;

@@ -9,7 +9,7 @@ pub(crate) enum Place {
     Host,
     /// An NVIDIA GPU.
     #[cfg_attr(
-        not(feature = "cuda"),
+        not(any(test, feature = "cuda")),
         expect(dead_code, reason = "made where there are kernels for it")
     )]
     Gpu(usize),

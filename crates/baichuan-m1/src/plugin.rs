@@ -62,27 +62,36 @@ impl ModelPlugin for BaichuanM1Plugin {
         // Text first: what is wrong with it is found in moments, weights take minutes.
         let text = text(request.checkpoint)?;
         let place = Place::of(request.placement.device)?;
-        if request.placement.map != DeviceMap::Single {
-            return Err(LoadError::Unsupported {
-                key: "device_map",
-                message: "Baichuan-M1 runs on one device yet, use single".into(),
-            });
-        }
+        let mapped = request.placement.map != DeviceMap::Single;
         #[cfg(feature = "cuda")]
         if let Place::Gpu(ordinal) = place {
+            if mapped {
+                let loaded = crate::cuda::load_mapped(request, threads(request)?)?;
+                let info = self.info(request, text, &loaded);
+                return Ok(Arc::new(EngineHandle::start(loaded.model, info, request.engine)?));
+            }
             let loaded = crate::cuda::load(request, ordinal)?;
             let info = self.info(request, text, &loaded);
             return Ok(Arc::new(EngineHandle::start(loaded.model, info, request.engine)?));
         }
+        if mapped {
+            return Err(LoadError::Unsupported {
+                key: "device_map",
+                message: format!(
+                    "{} spreads layers over GPUs, and none can be used",
+                    request.placement.map
+                ),
+            });
+        }
         debug_assert_eq!(place, Place::Host);
-        let threads = match request.threads {
-            Some(n_threads) => Threads::new(n_threads),
-            None => Threads::physical(),
-        };
-        let threads = threads.map_err(|error| LoadError::Unsupported {
-            key: "threads",
-            message: error.to_string(),
-        })?;
+        if request.random_weights.is_some() {
+            return Err(LoadError::Unsupported {
+                key: "random_weights",
+                message: "weights are drawn on GPUs only; `cargo xtask make-model` writes random checkpoints"
+                    .into(),
+            });
+        }
+        let threads = threads(request)?;
         let isq = request.isq.map(format_of).transpose()?;
         let loaded = load(
             request.checkpoint.dir(),
@@ -124,6 +133,18 @@ fn name_of(format: GgmlFormat) -> &'static str {
         GgmlFormat::Q4K => IsqType::Q4K.name(),
         GgmlFormat::Q6K => IsqType::Q6K.name(),
     }
+}
+
+/// The host's threads, as the request has it.
+fn threads(request: &LoadRequest<'_>) -> Result<Threads, LoadError> {
+    let threads = match request.threads {
+        Some(n_threads) => Threads::new(n_threads),
+        None => Threads::physical(),
+    };
+    threads.map_err(|error| LoadError::Unsupported {
+        key: "threads",
+        message: error.to_string(),
+    })
 }
 
 impl BaichuanM1Plugin {

@@ -90,6 +90,14 @@ impl Recipe {
                 tensors,
             });
         }
+        self.write_description(dir)?;
+        tensors::write(self, &config, dir, progress)
+    }
+
+    /// Writes everything but the weights: for models whose weights are drawn where they are used.
+    pub fn write_description(&self, dir: &Path) -> Result<(), RandomError> {
+        let config_json = self.config_json();
+        let config = BaichuanConfig::from_json(&config_json.to_string())?;
         let io_at = |path: &Path| {
             let path = path.to_owned();
             move |source| RandomError::Io { path, source }
@@ -109,8 +117,7 @@ impl Recipe {
         write(
             "tokenizer_config.json",
             format!("{:#}\n", tokenizer::config(config.max_positions)).as_bytes(),
-        )?;
-        tensors::write(self, &config, dir, progress)
+        )
     }
 
     fn config_json(&self) -> serde_json::Value {

@@ -97,13 +97,16 @@ impl EngineConfig {
         if self.max_context.is_some_and(|max| max < 2) {
             return refuse("max_context", "must be at least 2 tokens".into());
         }
+        let share_holds = |share: f64| share > 0.0 && share <= 1.0;
+        let must = |share: f64| format!("a share of memory must be above 0 and at most 1, got {share}");
         if let CacheBudget::Utilization(share) = self.cache.budget
-            && !(share > 0.0 && share <= 1.0)
+            && !share_holds(share)
         {
-            return refuse(
-                "cache.budget",
-                format!("a share of memory must be above 0 and at most 1, got {share}"),
-            );
+            return refuse("cache.budget", must(share));
+        }
+        let share = self.cache.gpu_memory_utilization;
+        if !share_holds(share) {
+            return refuse("cache.gpu_memory_utilization", must(share));
         }
         Ok(())
     }
@@ -116,6 +119,9 @@ pub struct CacheConfig {
     pub block_tokens: usize,
     /// How much in all.
     pub budget: CacheBudget,
+    /// On GPUs, instead of [`CacheBudget::Utilization`]: share of the whole device memory that weights, a step's
+    /// tensors and caches may take together.
+    pub gpu_memory_utilization: f64,
 }
 
 impl Default for CacheConfig {
@@ -123,6 +129,7 @@ impl Default for CacheConfig {
         Self {
             block_tokens: 16,
             budget: CacheBudget::Utilization(0.25),
+            gpu_memory_utilization: 0.9,
         }
     }
 }
@@ -132,7 +139,8 @@ impl Default for CacheConfig {
 pub enum CacheBudget {
     /// So many bytes.
     Bytes(u64),
-    /// This share of the memory that is free once weights are loaded.
+    /// This share of the host memory that is free once weights are loaded; on GPUs
+    /// [`CacheConfig::gpu_memory_utilization`] counts instead.
     Utilization(f64),
     /// Enough for this many tokens over all sequences, in either pool.
     ContextTokens(usize),

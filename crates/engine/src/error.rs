@@ -176,10 +176,15 @@ pub enum LoadError {
         /// Why it cannot be.
         message: String,
     },
-    /// The caches do not fit the memory allowed for them.
-    #[error("the caches need at least {needed_bytes} bytes, {available_bytes} are allowed: {hint}")]
+    /// Weights, a step's tensors or caches do not fit the memory that is free or allowed for them.
+    #[error(
+        "{what} need at least {needed_bytes} bytes, {available_bytes} are available, {} are missing: {hint}",
+        needed_bytes.saturating_sub(*available_bytes)
+    )]
     OutOfMemory {
-        /// For one sequence of full length.
+        /// What does not fit, e.g. `the caches`.
+        what: &'static str,
+        /// The least that would do.
         needed_bytes: u64,
         /// What the configuration or the machine allows.
         available_bytes: u64,

@@ -121,6 +121,8 @@ pub struct LoadRequest<'a> {
     pub threads: Option<usize>,
     /// Which devices.
     pub placement: &'a Placement,
+    /// Draw the weights from this seed instead of reading them: for measurements.
+    pub random_weights: Option<u64>,
     /// For the engine that will drive the model.
     pub engine: &'a EngineConfig,
     /// Called as loading goes on, from any thread.

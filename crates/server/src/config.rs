@@ -86,6 +86,8 @@ pub struct ModelConfig {
     pub threads: Option<usize>,
     /// Which devices.
     pub placement: Placement,
+    /// Draw the weights from this seed instead of reading them: for measurements.
+    pub random_weights: Option<u64>,
     /// Scheduling and memory.
     pub engine: EngineConfig,
 }

@@ -2,6 +2,8 @@
 
 use clap::{Parser, Subcommand};
 
+#[cfg(feature = "cuda")]
+mod bench_gpu;
 mod codegen;
 mod golden;
 mod make_model;
@@ -24,6 +26,9 @@ enum Command {
     },
     /// Make tests/golden anew with mlx-lm; needs python3 and its package index.
     Golden,
+    /// Measure the server on a GPU with the published shapes and weights drawn on the device.
+    #[cfg(feature = "cuda")]
+    BenchGpu(bench_gpu::Args),
     /// Write a checkpoint with random weights.
     MakeModel(make_model::Args),
     /// Check the rules that no compiler checks: arrows between crates, headers, places of words.
@@ -32,6 +37,8 @@ enum Command {
 
 fn main() -> anyhow::Result<()> {
     match Args::parse().command {
+        #[cfg(feature = "cuda")]
+        Command::BenchGpu(args) => bench_gpu::run(args),
         Command::Codegen { check } => codegen::run(check),
         Command::Golden => golden::run(),
         Command::MakeModel(args) => make_model::run(args),

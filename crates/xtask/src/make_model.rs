@@ -33,12 +33,15 @@ pub(crate) struct Args {
     /// Taps of the convolution.
     #[arg(long)]
     conv_window: Option<usize>,
+    /// Write no weights, for a server that draws them on its GPU (random_weights).
+    #[arg(long)]
+    no_weights: bool,
 }
 
 #[derive(Clone)]
 struct Layers(Vec<usize>);
 
-fn presets() -> impl TypedValueParser<Value = Preset> {
+pub(crate) fn presets() -> impl TypedValueParser<Value = Preset> {
     PossibleValuesParser::new(Preset::ALL.map(Preset::name))
         .try_map(|name| Preset::from_name(&name).ok_or("no such preset"))
 }
@@ -75,6 +78,11 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         conv_window: args.conv_window,
         ..Recipe::new(args.preset)
     };
+    if args.no_weights {
+        recipe.write_description(&out)?;
+        eprintln!("wrote {} without weights", out.display());
+        return Ok(());
+    }
     let style = ProgressStyle::with_template("{bar:40} {bytes}/{total_bytes} {bytes_per_sec} {eta}")?;
     let bar = ProgressBar::new(0).with_style(style);
     recipe.write(&out, &|done, total| {

@@ -1,10 +1,11 @@
-//! Checks and measures the model on a GPU: `gpu golden DIR`, `gpu agree`, `gpu agree-full`, `gpu speed [ROW…]`.
+//! Checks and measures the model on a GPU: `gpu golden DIR`, `gpu sample`, `gpu agree`, `gpu agree-full`, `gpu speed [ROW…]`.
 //!
 //! Needs no checkpoint but the golden ones of `tests/golden`: larger weights are drawn on the device. Exits with an
 //! error at the first check that fails.
 
 mod agree;
 mod golden;
+mod sample;
 mod sequences;
 mod speed;
 
@@ -22,10 +23,11 @@ fn main() -> Outcome {
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match words.as_slice() {
         ["golden", dir] => golden::check(dir.as_ref()),
+        ["sample"] => sample::check(),
         ["agree"] => agree::small(),
         ["agree-full"] => agree::full(),
         ["speed", rows @ ..] => speed::measure(rows),
-        _ => Err("usage: gpu golden DIR | agree | agree-full | speed [ROW…]".into()),
+        _ => Err("usage: gpu golden DIR | sample | agree | agree-full | speed [ROW…]".into()),
     }
 }
 
@@ -48,6 +50,7 @@ pub(crate) fn engine(sequences: usize, tokens: usize, window: usize, max_step_to
                 global: sequences * tokens.div_ceil(block_tokens),
                 window: sequences * window.min(tokens).div_ceil(block_tokens),
             },
+            ..CacheConfig::default()
         },
         ..EngineConfig::default()
     }

@@ -53,20 +53,35 @@ pub(super) fn padded(n_rows: usize) -> usize {
 impl CudaModel {
     /// Embedding and all layers: the residual stream of every row.
     pub(super) fn issue_layers(&self, step: Step, extent: Extent) -> Result<(), GpuError> {
-        let (device, element) = (&self.device, self.element);
+        self.issue_embedding(step, extent)?;
+        self.issue_range(step, extent, 0..self.weights.layers.len())
+    }
+
+    /// The residual stream before the first layer.
+    pub(super) fn issue_embedding(&self, step: Step, extent: Extent) -> Result<(), GpuError> {
         let x = self.activations.x.all();
-        let hidden = self.config.hidden_size;
-        device.embed(
-            element,
+        let table = self.weights.embedding.all();
+        self.device.embed(
+            self.element,
             step,
             extent.n_rows,
-            self.weights.embedding.all(),
+            table,
             x,
-            hidden,
-        )?;
-        for (index, layer) in self.weights.layers.iter().enumerate() {
-            self.issue_attention(device, step, extent, index, layer)?;
-            self.issue_mlp(device, extent, layer)?;
+            self.config.hidden_size,
+        )
+    }
+
+    /// Some layers, one after another.
+    pub(super) fn issue_range(
+        &self,
+        step: Step,
+        extent: Extent,
+        layers: std::ops::Range<usize>,
+    ) -> Result<(), GpuError> {
+        for index in layers {
+            let layer = &self.weights.layers[index];
+            self.issue_attention(&self.device, step, extent, index, layer)?;
+            self.issue_mlp(&self.device, extent, layer)?;
         }
         Ok(())
     }

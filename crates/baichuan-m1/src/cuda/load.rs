@@ -2,33 +2,23 @@
 //! memory is left.
 
 use baichuan_engine::model::ModelSpec;
-use baichuan_engine::{CachePlan, Dtype, EngineConfig, LoadError, LoadProgress, LoadRequest};
-use baichuan_kernels::ElementType;
-use baichuan_kernels::cuda::{Buffer, Choices, Device, GpuError, StepBuffer, StepTables};
+use baichuan_engine::{CacheBudget, CachePlan, Dtype, EngineConfig, LoadError, LoadProgress, LoadRequest};
+use baichuan_kernels::cuda::{Choices, Device, GpuError, StepBuffer, StepTables};
+use baichuan_kernels::{ElementType, Threads};
 
 use super::CudaModel;
+use super::mapped::MappedModel;
 use super::memory::{Activations, Caches};
+use super::reader::{CudaLoadError, Reader, Source};
 use super::weights::DeviceWeights;
 use crate::cache;
 use crate::config::{BaichuanConfig, Span};
 use crate::layout::{self, Role, TensorSpec};
 use crate::load::Loaded;
-use crate::weights::{Stored, Values, Weights, WeightsError};
+use crate::weights::Weights;
 
 /// Memory left to the driver, to recorded graphs and to trials of matrix products.
-const RESERVE_BYTES: u64 = 768 << 20;
-
-/// Where weights come from.
-#[derive(Clone, Copy)]
-pub enum Source<'a> {
-    /// A checkpoint on disk.
-    Checkpoint(&'a Weights),
-    /// Random numbers made on the device, for measurements; equal seeds give equal weights in either type.
-    Random {
-        /// Of all weights.
-        seed: u64,
-    },
-}
+pub(super) const RESERVE_BYTES: u64 = 768 << 20;
 
 /// How to load a model onto a GPU.
 pub struct CudaOptions<'a> {
@@ -42,58 +32,100 @@ pub struct CudaOptions<'a> {
     pub progress: &'a (dyn Fn(LoadProgress) + Sync),
 }
 
-/// Why weights did not get onto the device.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum CudaLoadError {
-    #[error(transparent)]
-    Gpu(#[from] GpuError),
-    #[error(transparent)]
-    Weights(#[from] WeightsError),
+/// What a server's request names, opened and checked.
+struct Opened {
+    config: BaichuanConfig,
+    /// Absent: they are drawn.
+    weights: Option<Weights>,
+    dtype: Dtype,
 }
 
-/// Loads the checkpoint of a server's request onto GPU `ordinal`.
+impl Opened {
+    fn new(request: &LoadRequest<'_>) -> Result<Self, LoadError> {
+        let dir = request.checkpoint.dir();
+        let invalid = |message: String| LoadError::Invalid {
+            path: dir.to_owned(),
+            message,
+        };
+        let config = BaichuanConfig::from_dir(dir).map_err(|error| invalid(error.to_string()))?;
+        let weights = match request.random_weights {
+            Some(_) => None,
+            None => Some(Weights::open(dir, &config).map_err(|error| invalid(error.to_string()))?),
+        };
+        let specs = layout::all(&config);
+        let pack = specs.iter().find(|spec| spec.role == Role::Pack);
+        let on_disk = match (pack, &weights) {
+            (Some(pack), Some(weights)) => weights.get(pack).dtype(),
+            _ => Dtype::Bf16,
+        };
+        let dtype = request.dtype.unwrap_or(on_disk);
+        if let Some(cache_dtype) = request.cache_dtype.filter(|cache| *cache != dtype) {
+            let (cache, weights) = (cache_dtype.name(), dtype.name());
+            return Err(LoadError::Unsupported {
+                key: "cache_dtype",
+                message: format!("{cache}: on GPUs keys and values are of the weights' type, {weights}"),
+            });
+        }
+        if let Some(isq) = request.isq {
+            return Err(LoadError::Unsupported {
+                key: "isq",
+                message: format!("{isq} has no kernels on GPUs here"),
+            });
+        }
+        Ok(Self {
+            config,
+            weights,
+            dtype,
+        })
+    }
+
+    fn source(&self, request: &LoadRequest<'_>) -> Source<'_> {
+        match &self.weights {
+            Some(weights) => Source::Checkpoint(weights),
+            None => Source::Random {
+                seed: request.random_weights.unwrap_or_default(),
+            },
+        }
+    }
+
+    fn loaded<M>(self, model: M, digest: blake3::Hash, device: String) -> Loaded<M> {
+        let specs = layout::all(&self.config);
+        Loaded {
+            model,
+            parameters: specs.iter().map(|spec| spec.n_elements() as u64).sum(),
+            dtype: self.dtype,
+            quantization: None,
+            digest,
+            device,
+            config: self.config,
+        }
+    }
+}
+
+/// Loads what a server's request names onto GPU `ordinal`.
 pub(crate) fn load(request: &LoadRequest<'_>, ordinal: usize) -> Result<Loaded<CudaModel>, LoadError> {
-    let dir = request.checkpoint.dir();
-    let invalid = |message: String| LoadError::Invalid {
-        path: dir.to_owned(),
-        message,
-    };
-    let config = BaichuanConfig::from_dir(dir).map_err(|error| invalid(error.to_string()))?;
-    let weights = Weights::open(dir, &config).map_err(|error| invalid(error.to_string()))?;
-    let specs = layout::all(&config);
-    let pack = specs.iter().find(|spec| spec.role == Role::Pack);
-    let on_disk = pack.map_or(Dtype::F32, |spec| weights.get(spec).dtype());
-    let dtype = request.dtype.unwrap_or(on_disk);
-    if let Some(cache_dtype) = request.cache_dtype.filter(|cache| *cache != dtype) {
-        let (cache, weights) = (cache_dtype.name(), dtype.name());
-        return Err(LoadError::Unsupported {
-            key: "cache_dtype",
-            message: format!("{cache}: on GPUs keys and values are of the weights' type, {weights}"),
-        });
-    }
-    if let Some(isq) = request.isq {
-        return Err(LoadError::Unsupported {
-            key: "isq",
-            message: format!("{isq} has no kernels on GPUs here"),
-        });
-    }
+    let opened = Opened::new(request)?;
     let options = CudaOptions {
         ordinal,
-        dtype,
+        dtype: opened.dtype,
         engine: request.engine,
         progress: request.progress,
     };
-    let (model, digest) = CudaModel::read(&config, Source::Checkpoint(&weights), &options)?;
+    let (model, digest) = CudaModel::read(&opened.config, opened.source(request), &options)?;
     let name = model.device().name().map_err(load_error)?;
-    Ok(Loaded {
-        model,
-        parameters: specs.iter().map(|spec| spec.n_elements() as u64).sum(),
-        dtype,
-        quantization: None,
-        digest,
-        device: format!("cuda:{ordinal} ({name})"),
-        config,
-    })
+    Ok(opened.loaded(model, digest, format!("cuda:{ordinal} ({name})")))
+}
+
+/// Loads what a server's request names as its device map says.
+pub(crate) fn load_mapped(
+    request: &LoadRequest<'_>,
+    threads: Threads,
+) -> Result<Loaded<MappedModel>, LoadError> {
+    let opened = Opened::new(request)?;
+    let source = opened.source(request);
+    let (model, digest) = MappedModel::read(request, &opened.config, source, opened.dtype, threads)?;
+    let device = model.device();
+    Ok(opened.loaded(model, digest, device))
 }
 
 impl CudaModel {
@@ -112,39 +144,22 @@ impl CudaModel {
         source: Source<'_>,
         options: &CudaOptions<'_>,
     ) -> Result<(Self, blake3::Hash), LoadError> {
-        let element = match options.dtype {
-            Dtype::F32 => ElementType::F32,
-            Dtype::Bf16 => ElementType::Bf16,
-            Dtype::F16 => {
-                return Err(LoadError::Unsupported {
-                    key: "dtype",
-                    message: "f16 does not run on GPUs here: use bf16 or f32".into(),
-                });
-            }
-        };
+        let element = element_of(options.dtype)?;
         let device = Device::open(options.ordinal).map_err(load_error)?;
         let engine = options.engine;
         let max_context = config.max_positions.min(engine.max_context.unwrap_or(usize::MAX));
-        let mut reader = Reader {
-            source,
-            element,
-            progress: options.progress,
-            digest: blake3::Hasher::new(),
-            done: 0,
-            drawn: 0,
-        };
+        check_weights(config, element, &device)?;
+        let mut reader = Reader::new(source, element, options.progress);
         let weights =
-            DeviceWeights::read(&device, config, &mut reader, max_context).map_err(|error| match error {
-                CudaLoadError::Gpu(error) => load_error(error),
-                CudaLoadError::Weights(error) => LoadError::Compute(error.to_string()),
-            })?;
+            DeviceWeights::read(&device, config, &mut reader, max_context).map_err(weights_error)?;
         let activations = Activations::new(&device, config, element, engine).map_err(load_error)?;
         let layers = cache::specs(config, element);
         let free = device
             .free_bytes()
             .map_err(load_error)?
             .saturating_sub(RESERVE_BYTES);
-        let plan = CachePlan::new(&layers, engine, max_context, free)?;
+        let engine = within(engine, &device)?;
+        let plan = CachePlan::new(&layers, &engine, max_context, free)?;
         check(config, &plan, free)?;
         let caches = Caches::new(&device, config, &plan, element).map_err(load_error)?;
         let per_sequence = plan.global_blocks_for(max_context) + plan.window_blocks_for(max_context);
@@ -171,12 +186,39 @@ impl CudaModel {
             graphs: Default::default(),
             device,
         };
-        Ok((model, reader.digest.finalize()))
+        Ok((model, reader.digest()))
     }
 }
 
+/// Whether the weights fit, before minutes are spent on reading them.
+fn check_weights(config: &BaichuanConfig, element: ElementType, device: &Device) -> Result<(), LoadError> {
+    let elements: usize = layout::all(config).iter().map(TensorSpec::n_elements).sum();
+    let needed_bytes = (elements * element.size()) as u64 + RESERVE_BYTES;
+    let available_bytes = device.free_bytes().map_err(load_error)?;
+    if needed_bytes > available_bytes {
+        return Err(LoadError::OutOfMemory {
+            what: "the weights",
+            needed_bytes,
+            available_bytes,
+            hint: "free the GPU of other programs, or spread the layers with device_map".into(),
+        });
+    }
+    Ok(())
+}
+
+/// The engine's setup with the share of device memory that caches may have as bytes.
+pub(super) fn within(engine: &EngineConfig, device: &Device) -> Result<EngineConfig, LoadError> {
+    let mut engine = engine.clone();
+    if let CacheBudget::Utilization(_) = engine.cache.budget {
+        let (free, total) = device.memory().map_err(load_error)?;
+        let kept = total as f64 * (1.0 - engine.cache.gpu_memory_utilization);
+        engine.cache.budget = CacheBudget::Bytes(free.saturating_sub(kept as u64));
+    }
+    Ok(engine)
+}
+
 /// Whether the caches planned can be: blocks of each kind that a layer needs, and memory for all.
-fn check(config: &BaichuanConfig, plan: &CachePlan, free: u64) -> Result<(), LoadError> {
+pub(super) fn check(config: &BaichuanConfig, plan: &CachePlan, free: u64) -> Result<(), LoadError> {
     let needs = |global: bool| {
         config
             .layers
@@ -194,27 +236,43 @@ fn check(config: &BaichuanConfig, plan: &CachePlan, free: u64) -> Result<(), Loa
     }
     if plan.bytes() > free {
         return Err(LoadError::OutOfMemory {
+            what: "the caches",
             needed_bytes: plan.bytes(),
             available_bytes: free,
-            hint: format!(
-                "{} bytes of device memory are missing: lower the cache budget, max_context or max_sequences",
-                plan.bytes() - free
-            ),
+            hint: "lower the cache budget, max_context or max_sequences".into(),
         });
     }
     Ok(())
+}
+
+/// The type of weights, activations and caches.
+pub(super) fn element_of(dtype: Dtype) -> Result<ElementType, LoadError> {
+    match dtype {
+        Dtype::F32 => Ok(ElementType::F32),
+        Dtype::Bf16 => Ok(ElementType::Bf16),
+        Dtype::F16 => Err(LoadError::Unsupported {
+            key: "dtype",
+            message: "f16 does not run on GPUs here: use bf16 or f32".into(),
+        }),
+    }
+}
+
+pub(super) fn weights_error(error: CudaLoadError) -> LoadError {
+    match error {
+        CudaLoadError::Gpu(error) => load_error(error),
+        CudaLoadError::Weights(error) => LoadError::Compute(error.to_string()),
+    }
 }
 
 /// Says what to lower where memory does not suffice.
 pub(super) fn load_error(error: GpuError) -> LoadError {
     match error {
         GpuError::OutOfMemory { what, wanted, free } => LoadError::OutOfMemory {
+            what,
             needed_bytes: wanted,
             available_bytes: free,
-            hint: format!(
-                "{what} lack {} bytes of device memory: lower max_step_tokens, or free the device of other programs",
-                wanted.saturating_sub(free)
-            ),
+            hint: "free the GPU of other programs, spread the layers (device_map), or lower max_step_tokens"
+                .into(),
         },
         GpuError::NoLibrary { .. } | GpuError::NoDevice { .. } | GpuError::WrongGeneration { .. } => {
             LoadError::Unsupported {
@@ -223,123 +281,5 @@ pub(super) fn load_error(error: GpuError) -> LoadError {
             }
         }
         other => LoadError::Compute(other.to_string()),
-    }
-}
-
-/// Brings tensors to the device one by one.
-pub(super) struct Reader<'a> {
-    source: Source<'a>,
-    element: ElementType,
-    progress: &'a (dyn Fn(LoadProgress) + Sync),
-    digest: blake3::Hasher,
-    done: u64,
-    drawn: u64,
-}
-
-impl Reader<'_> {
-    pub(super) fn tensor(&mut self, device: &Device, spec: &TensorSpec) -> Result<Buffer, CudaLoadError> {
-        self.stacked(device, [spec])
-    }
-
-    /// Tensors one after another in one buffer.
-    pub(super) fn stacked<const N: usize>(
-        &mut self,
-        device: &Device,
-        specs: [&TensorSpec; N],
-    ) -> Result<Buffer, CudaLoadError> {
-        let sizes = specs.map(|spec| spec.n_elements() * self.element.size());
-        let buffer = Buffer::zeros(device, sizes.iter().sum(), "the weights")?;
-        let mut offset = 0;
-        for (spec, size) in specs.into_iter().zip(sizes) {
-            let to = buffer.part(offset, size);
-            match self.source {
-                Source::Checkpoint(weights) => {
-                    let stored = weights.get(spec);
-                    let values = stored.values(self.dtype())?;
-                    upload(device, to, &values)?;
-                    self.note(&stored);
-                }
-                Source::Random { seed } => {
-                    self.drawn += 1;
-                    let (mean, deviation) = distribution(spec);
-                    device.random(self.element, to, seed << 20 | self.drawn, mean, deviation)?;
-                }
-            }
-            offset += size;
-        }
-        Ok(buffer)
-    }
-
-    /// The head: rows of length one.
-    pub(super) fn head(&mut self, device: &Device, spec: &TensorSpec) -> Result<Buffer, CudaLoadError> {
-        let Source::Checkpoint(weights) = self.source else {
-            // Drawn with the deviation that makes rows about that long.
-            return self.tensor(device, spec);
-        };
-        let stored = weights.get(spec);
-        let buffer = Buffer::zeros(device, spec.n_elements() * self.element.size(), "the weights")?;
-        upload(device, buffer.all(), &stored.normalised(self.dtype())?)?;
-        self.note(&stored);
-        Ok(buffer)
-    }
-
-    /// Taps of keys, then of values, in f32.
-    pub(super) fn taps(&mut self, device: &Device, specs: [&TensorSpec; 2]) -> Result<Buffer, CudaLoadError> {
-        if let Source::Checkpoint(weights) = self.source {
-            let mut taps = Vec::new();
-            for spec in specs {
-                let stored = weights.get(spec);
-                taps.extend(stored.to_vec::<f32>()?);
-                self.note(&stored);
-            }
-            return Ok(Buffer::of(device, &taps, "the weights")?);
-        }
-        let element = std::mem::replace(&mut self.element, ElementType::F32);
-        let taps = self.stacked(device, specs);
-        self.element = element;
-        taps
-    }
-
-    fn dtype(&self) -> Dtype {
-        match self.element {
-            ElementType::F32 => Dtype::F32,
-            ElementType::F16 => Dtype::F16,
-            ElementType::Bf16 => Dtype::Bf16,
-        }
-    }
-
-    fn note(&mut self, stored: &Stored<'_>) {
-        let Source::Checkpoint(weights) = self.source else {
-            return;
-        };
-        self.digest.update(stored.name().as_bytes());
-        self.digest.update(&[0, stored.dtype() as u8]);
-        self.digest.update_rayon(stored.bytes());
-        self.done += stored.bytes().len() as u64;
-        (self.progress)(LoadProgress {
-            stage: "weights",
-            done: self.done,
-            total: weights.total_bytes(),
-        });
-    }
-}
-
-fn upload(device: &Device, to: baichuan_kernels::cuda::Span<'_>, values: &Values) -> Result<(), GpuError> {
-    match values {
-        Values::F32(values) => to.upload(device, values),
-        Values::F16(values) => to.upload(device, values),
-        Values::Bf16(values) => to.upload(device, values),
-    }
-}
-
-/// Mean and deviation that keep activations near one through any number of layers.
-fn distribution(spec: &TensorSpec) -> (f32, f32) {
-    let fan_in = spec.shape.last().copied().unwrap_or(1) as f32;
-    match spec.role {
-        Role::Embedding => (0.0, 0.5),
-        Role::Norm => (1.0, 0.1),
-        Role::Pack => (0.0, 1.2 / fan_in.sqrt()),
-        Role::Linear | Role::Head => (0.0, 1.0 / fan_in.sqrt()),
-        Role::Taps => (1.0 / fan_in, 0.25),
     }
 }

@@ -88,6 +88,20 @@ impl Activations {
     }
 }
 
+/// About what [`Activations`] and the workspace of products take, for maps that are made before anything is.
+pub(super) fn step_bytes(config: &BaichuanConfig, element: ElementType, engine: &EngineConfig) -> u64 {
+    let rows = engine.max_step_tokens.max(HEAD_ROWS).next_multiple_of(128);
+    let (h, f, v) = (config.hidden_size, config.intermediate_size, config.vocab_size);
+    let widest = config
+        .layers
+        .iter()
+        .map(|layer| layer.q_width() + 4 * layer.kv_width())
+        .max()
+        .unwrap_or(0);
+    let of_row = 4 * h + element.size() * (3 * h + 3 * f + widest);
+    (rows * of_row + HEAD_ROWS * (4 * v + 6 * h) + (512 << 20)) as u64
+}
+
 /// One layer's memory, for all sequences.
 struct LayerCache {
     is_global: bool,

@@ -38,6 +38,13 @@ fn kind(wants: &Wants<'_>, head: Head) -> Kind {
 /// Sizes that steps of single tokens are padded to.
 const GRAPH_ROWS: [usize; 15] = [1, 2, 4, 8, 16, 32, 48, 64, 80, 96, 128, 160, 192, 224, 256];
 
+/// The size that a step of nothing but single tokens is padded to.
+pub(super) fn graph_rows(arrangement: &Arrangement) -> Option<usize> {
+    let is_single = arrangement.n_single == arrangement.n_rows;
+    let rows = GRAPH_ROWS.into_iter().find(|rows| *rows >= arrangement.n_rows);
+    rows.filter(|_| is_single)
+}
+
 impl CudaModel {
     pub(super) fn run(&mut self, batch: &StepBatch<'_>, head: Head) -> Result<StepOutput, StepError> {
         let arrangement = Arrangement::new(batch);
@@ -48,12 +55,9 @@ impl CudaModel {
                 arrangement.n_rows
             )));
         }
-        let graph_rows = GRAPH_ROWS.into_iter().find(|rows| *rows >= arrangement.n_rows);
-        match graph_rows {
-            Some(rows) if arrangement.n_single == arrangement.n_rows => {
-                self.run_graph(batch, &arrangement, rows, head)
-            }
-            _ => self.run_plain(batch, &arrangement, head),
+        match graph_rows(&arrangement) {
+            Some(rows) => self.run_graph(batch, &arrangement, rows, head),
+            None => self.run_plain(batch, &arrangement, head),
         }
     }
 
@@ -84,6 +88,16 @@ impl CudaModel {
                 }
             }
         }
+        self.collect_places(batch, arrangement, head)
+    }
+
+    /// Brings to the host what is wanted of a step of single tokens, whose head is issued for all rows.
+    pub(super) fn collect_places(
+        &mut self,
+        batch: &StepBatch<'_>,
+        arrangement: &Arrangement,
+        head: Head,
+    ) -> Result<StepOutput, StepError> {
         let places = arrangement.order.iter().copied().zip(0..);
         let wanted: Vec<(usize, usize)> = places
             .filter(|(entry, _)| batch.entries[*entry].wants != Wants::Nothing)
@@ -101,21 +115,42 @@ impl CudaModel {
         head: Head,
     ) -> Result<StepOutput, StepError> {
         tables::fill(&mut self.tables, &self.spec, batch, arrangement, 0)?;
-        let mut of_row = Vec::new();
-        for (&entry, &first) in arrangement.order.iter().zip(&arrangement.first_rows) {
-            let rows = wanted_rows(&batch.entries[entry], head).map(|row| (entry, first + row));
-            of_row.extend(rows);
-        }
-        self.tables
-            .wanted
-            .extend(of_row.iter().map(|(_, row)| *row as i32));
+        let wanted = self.want(batch, arrangement, head);
         let step = self.step.send(&self.device, &self.tables).map_err(step_error)?;
         self.issue_layers(step, Extent::of(arrangement))
             .map_err(step_error)?;
+        self.finish(batch, &wanted, head)
+    }
+
+    /// Adds the rows that something is wanted of to the tables, and names their entries and rows.
+    pub(super) fn want(
+        &mut self,
+        batch: &StepBatch<'_>,
+        arrangement: &Arrangement,
+        head: Head,
+    ) -> Vec<(usize, usize)> {
+        let mut wanted = Vec::new();
+        for (&entry, &first) in arrangement.order.iter().zip(&arrangement.first_rows) {
+            let rows = wanted_rows(&batch.entries[entry], head).map(|row| (entry, first + row));
+            wanted.extend(rows);
+        }
+        self.tables
+            .wanted
+            .extend(wanted.iter().map(|(_, row)| *row as i32));
+        wanted
+    }
+
+    /// When all layers are issued: final norm and head of the rows wanted, some at a time.
+    pub(super) fn finish(
+        &mut self,
+        batch: &StepBatch<'_>,
+        wanted: &[(usize, usize)],
+        head: Head,
+    ) -> Result<StepOutput, StepError> {
         let mut results = Results::new(batch.entries.len());
-        for (part, rows) in of_row.chunks(HEAD_ROWS).enumerate() {
-            let wanted = self.step.wanted(part * HEAD_ROWS, rows.len());
-            self.issue_final_norm(Some(wanted), rows.len())
+        for (part, rows) in wanted.chunks(HEAD_ROWS).enumerate() {
+            let places = self.step.wanted(part * HEAD_ROWS, rows.len());
+            self.issue_final_norm(Some(places), rows.len())
                 .map_err(step_error)?;
             let rows: Vec<(usize, usize)> = rows.iter().map(|(entry, _)| *entry).zip(0..).collect();
             let needs_head =
@@ -213,8 +248,8 @@ impl CudaModel {
     }
 }
 
-/// Adds the choice of a token of a row.
-fn choose_row(choices: &mut Choices, sampling: &Sampling<'_>, row: usize) {
+/// Adds the choice of a token of a row, as the engine wants it.
+pub fn choose_row(choices: &mut Choices, sampling: &Sampling<'_>, row: usize) {
     let first_edit = choices.edits.len() as i32;
     let seen = sampling.seen.iter();
     choices

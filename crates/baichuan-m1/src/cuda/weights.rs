@@ -3,7 +3,7 @@
 use baichuan_kernels::ElementType;
 use baichuan_kernels::cuda::{Buffer, Device, GpuError, Product};
 
-use super::load::{CudaLoadError, Reader};
+use super::reader::{CudaLoadError, Reader};
 use crate::config::{BaichuanConfig, LayerShape};
 use crate::layout::{self, LayerSpec};
 
@@ -33,6 +33,29 @@ pub(super) struct LayerWeights {
     pub(super) down: Buffer,
 }
 
+impl LayerWeights {
+    /// Reads layer number `index`.
+    pub(super) fn read(
+        device: &Device,
+        config: &BaichuanConfig,
+        reader: &mut Reader<'_>,
+        index: usize,
+    ) -> Result<Self, CudaLoadError> {
+        let shape = config.layers[index];
+        let spec = LayerSpec::new(config, index, &shape);
+        Ok(Self {
+            shape,
+            input_norm: reader.tensor(device, &spec.input_norm)?,
+            pack: reader.tensor(device, &spec.pack)?,
+            taps: reader.taps(device, [&spec.taps_k, &spec.taps_v])?,
+            out: reader.tensor(device, &spec.out)?,
+            post_norm: reader.tensor(device, &spec.post_norm)?,
+            gate_up: reader.stacked(device, [&spec.gate, &spec.up])?,
+            down: reader.tensor(device, &spec.down)?,
+        })
+    }
+}
+
 impl DeviceWeights {
     /// Reads everything, `max_context` positions' angles included.
     pub(super) fn read(
@@ -45,19 +68,7 @@ impl DeviceWeights {
         let embedding = reader.tensor(device, &embedding_spec)?;
         let layers = config.layers.iter().enumerate();
         let layers = layers
-            .map(|(index, shape)| {
-                let spec = LayerSpec::new(config, index, shape);
-                Ok(LayerWeights {
-                    shape: *shape,
-                    input_norm: reader.tensor(device, &spec.input_norm)?,
-                    pack: reader.tensor(device, &spec.pack)?,
-                    taps: reader.taps(device, [&spec.taps_k, &spec.taps_v])?,
-                    out: reader.tensor(device, &spec.out)?,
-                    post_norm: reader.tensor(device, &spec.post_norm)?,
-                    gate_up: reader.stacked(device, [&spec.gate, &spec.up])?,
-                    down: reader.tensor(device, &spec.down)?,
-                })
-            })
+            .map(|(index, _)| LayerWeights::read(device, config, reader, index))
             .collect::<Result<_, CudaLoadError>>()?;
         let final_norm = reader.tensor(device, &layout::final_norm(config))?;
         let head = reader.head(device, layout::head(config).as_ref().unwrap_or(&embedding_spec))?;
@@ -79,7 +90,7 @@ impl DeviceWeights {
     }
 }
 
-fn angles(
+pub(super) fn angles(
     device: &Device,
     config: &BaichuanConfig,
     positions: usize,

@@ -59,6 +59,7 @@ impl Driver {
                     global: blocks,
                     window: blocks,
                 },
+                ..CacheConfig::default()
             },
             ..EngineConfig::default()
         };

@@ -34,6 +34,7 @@ fn load_with(
         isq: None,
         threads: Some(1),
         placement: &Placement::default(),
+        random_weights: None,
         engine,
         progress,
     })
@@ -88,6 +89,7 @@ async fn prompts_that_fight_for_memory_get_the_answers_of_the_reference() {
                 global: 30,
                 window: 9,
             },
+            ..CacheConfig::default()
         },
         scrub_freed: true,
         ..EngineConfig::default()

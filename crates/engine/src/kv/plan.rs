@@ -95,6 +95,7 @@ impl CachePlan {
             let needed_bytes = slots_bytes + bytes_of(full);
             if allowed < needed_bytes {
                 return Err(LoadError::OutOfMemory {
+                    what: "the caches",
                     needed_bytes,
                     available_bytes: allowed,
                     hint: "raise the cache budget, or lower max_context or max_sequences".into(),
@@ -143,6 +144,27 @@ impl CachePlan {
             window_block_bytes,
             slot_bytes: slot_bytes as u64,
         })
+    }
+
+    /// One plan of several that each hold some of a model's layers in memory of their own: a block is one block in all
+    /// of them, so the least number counts. None of none.
+    pub fn joined(plans: &[Self]) -> Option<Self> {
+        let mut joined = *plans.first()?;
+        let least = |a: usize, b: usize| match (a, b) {
+            (0, blocks) | (blocks, 0) => blocks,
+            (a, b) => a.min(b),
+        };
+        for plan in &plans[1..] {
+            joined.global_blocks = least(joined.global_blocks, plan.global_blocks);
+            joined.window_blocks = least(joined.window_blocks, plan.window_blocks);
+            joined.window_tokens = joined.window_tokens.max(plan.window_tokens);
+            joined.window_rows = joined.window_rows.max(plan.window_rows);
+            joined.slots = joined.slots.min(plan.slots);
+            joined.global_block_bytes += plan.global_block_bytes;
+            joined.window_block_bytes += plan.window_block_bytes;
+            joined.slot_bytes += plan.slot_bytes;
+        }
+        Some(joined)
     }
 
     /// Memory of all caches.

@@ -21,6 +21,7 @@ fn scheduler(global: usize, window: usize, slots: usize, paged: bool, rotating: 
         cache: CacheConfig {
             block_tokens: BLOCK,
             budget: CacheBudget::Blocks { global, window },
+            ..CacheConfig::default()
         },
         ..EngineConfig::default()
     };

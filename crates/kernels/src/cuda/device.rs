@@ -99,6 +99,21 @@ impl Device {
         Ok(device)
     }
 
+    /// How many GPUs the driver sees.
+    pub fn count() -> Result<usize, GpuError> {
+        find(0)?;
+        let found = CudaContext::device_count().during("counting GPUs")?;
+        Ok(found.max(0) as usize)
+    }
+
+    /// Free memory of GPU `ordinal`, and all it has, bytes.
+    pub fn memory_of(ordinal: usize) -> Result<(u64, u64), GpuError> {
+        let context = find(ordinal)?;
+        context.bind_to_thread().during("binding the GPU to a thread")?;
+        let (free, total) = context.mem_get_info().during("reading free memory")?;
+        Ok((free as u64, total as u64))
+    }
+
     /// Whether GPU `ordinal` is there and these kernels run on it.
     pub fn probe(ordinal: usize) -> Result<(), GpuError> {
         find(ordinal).map(drop)
@@ -199,8 +214,13 @@ impl Device {
 
     /// Device memory that is free, bytes.
     pub fn free_bytes(&self) -> Result<u64, GpuError> {
-        let (free, _) = self.context.mem_get_info().during("reading free memory")?;
-        Ok(free as u64)
+        self.memory().map(|(free, _)| free)
+    }
+
+    /// Device memory that is free, and all there is, bytes.
+    pub fn memory(&self) -> Result<(u64, u64), GpuError> {
+        let (free, total) = self.context.mem_get_info().during("reading free memory")?;
+        Ok((free as u64, total as u64))
     }
 
     pub(super) fn context(&self) -> &Arc<CudaContext> {

@@ -138,6 +138,32 @@ impl Span<'_> {
     }
 }
 
+impl Span<'_> {
+    /// Copies all of `from`, which lies on `other`, to its beginning, once what was issued there is done. What is issued to
+    /// `device` afterwards finds it; `device` is the current one then.
+    pub fn copy_from(self, device: &Device, from: Span<'_>, other: &Device) -> Result<(), GpuError> {
+        let to = self.holding(from.bytes, 1);
+        other.synchronize()?;
+        device.bind()?;
+        let (to_context, from_context) = (device.context().cu_ctx(), other.context().cu_ctx());
+        // SAFETY: both lie in live buffers of these contexts and are long enough; nothing writes `from` any more.
+        unsafe {
+            sys::cuMemcpyPeerAsync(
+                to,
+                to_context,
+                from.ptr,
+                from_context,
+                from.bytes,
+                device.stream(),
+            )
+        }
+        .result()
+        .during("copying between GPUs")?;
+        // The other GPU may overwrite `from` in its next step: wait here rather than there.
+        device.synchronize()
+    }
+}
+
 /// Host memory that does not move, so that copies from and to it need not wait. Freed when dropped.
 pub struct Pinned<T> {
     ptr: *mut T,

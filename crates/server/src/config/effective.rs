@@ -90,6 +90,7 @@ fn raw_model(model: &ModelConfig) -> RawModel {
         threads: model.threads,
         device: Some(model.placement.device),
         device_map: Some(model.placement.map.clone()),
+        random_weights: model.random_weights,
         engine: raw_engine(&model.engine),
     }
 }
@@ -128,7 +129,10 @@ fn raw_cache(engine: &EngineConfig) -> RawCache {
     };
     match engine.cache.budget {
         CacheBudget::Bytes(bytes) => cache.bytes = Some(bytes),
-        CacheBudget::Utilization(share) => cache.utilization = Some(share),
+        CacheBudget::Utilization(share) => {
+            cache.utilization = Some(share);
+            cache.gpu_memory_utilization = Some(engine.cache.gpu_memory_utilization);
+        }
         CacheBudget::ContextTokens(tokens) => cache.context_tokens = Some(tokens),
         CacheBudget::Blocks { global, window } => {
             cache.global_blocks = Some(global);

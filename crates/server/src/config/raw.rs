@@ -104,6 +104,9 @@ pub(crate) struct RawModel {
     /// `"0:20;1:20"`, the rest on the host.
     #[schemars(with = "Option<String>", extend("x-default" = "`\"single\"`"))]
     pub(crate) device_map: Option<DeviceMap>,
+    /// For measurements on GPUs: draw the weights from this seed on the device; the folder needs no weights.
+    #[schemars(extend("x-default" = "weights are read"))]
+    pub(crate) random_weights: Option<u64>,
     /// Overrides of the common `engine` settings.
     pub(crate) engine: RawEngine,
 }
@@ -126,6 +129,7 @@ impl RawModel {
             threads: over.threads.or(self.threads),
             device: over.device.or(self.device),
             device_map: over.device_map.or(self.device_map),
+            random_weights: over.random_weights.or(self.random_weights),
             engine: self.engine.overridden_by(&over.engine),
         }
     }
@@ -189,26 +193,33 @@ pub(crate) struct RawCache {
     /// Rows of a block, in tokens: a power of two up to 1024.
     pub(crate) block_tokens: Option<usize>,
     /// Budget: so many bytes for both pools.
-    #[schemars(extend("x-default" = "none: `utilization` counts"))]
+    #[schemars(extend("x-default" = "none: `utilization` counts, on GPUs `gpu_memory_utilization`"))]
     pub(crate) bytes: Option<u64>,
-    /// Budget: this share of the memory that is free once the weights are loaded, above 0 and at most 1.
+    /// Budget on hosts: this share of the memory that is free once the weights are loaded, above 0 and at most 1.
     pub(crate) utilization: Option<f64>,
+    /// Budget on GPUs: this share of the whole device memory for weights, a step's tensors and caches together, above
+    /// 0 and at most 1.
+    pub(crate) gpu_memory_utilization: Option<f64>,
     /// Budget: enough for this many tokens over all sequences, in either pool.
-    #[schemars(extend("x-default" = "none: `utilization` counts"))]
+    #[schemars(extend("x-default" = "none: `utilization` counts, on GPUs `gpu_memory_utilization`"))]
     pub(crate) context_tokens: Option<usize>,
     /// Budget: exactly so many blocks in the global pool; needs `window_blocks`.
-    #[schemars(extend("x-default" = "none: `utilization` counts"))]
+    #[schemars(extend("x-default" = "none: `utilization` counts, on GPUs `gpu_memory_utilization`"))]
     pub(crate) global_blocks: Option<usize>,
     /// Budget: exactly so many blocks in the window pool; needs `global_blocks`.
-    #[schemars(extend("x-default" = "none: `utilization` counts"))]
+    #[schemars(extend("x-default" = "none: `utilization` counts, on GPUs `gpu_memory_utilization`"))]
     pub(crate) window_blocks: Option<usize>,
 }
 
 impl RawCache {
     /// Whether a budget is given, well or badly.
     pub(crate) fn names_a_budget(&self) -> bool {
+        self.utilization.is_some() || self.names_an_amount()
+    }
+
+    /// Whether the budget is one that counts on any device.
+    fn names_an_amount(&self) -> bool {
         self.bytes.is_some()
-            || self.utilization.is_some()
             || self.context_tokens.is_some()
             || self.global_blocks.is_some()
             || self.window_blocks.is_some()
@@ -216,9 +227,16 @@ impl RawCache {
 
     /// A budget in `over` replaces the whole budget, for two kinds of budget contradict each other.
     fn overridden_by(&self, over: &Self) -> Self {
-        let budget = if over.names_a_budget() { over } else { self };
+        let share_replaces = over.gpu_memory_utilization.is_some() && self.names_an_amount();
+        let budget = if over.names_a_budget() || share_replaces {
+            over
+        } else {
+            self
+        };
+        let inherited = self.gpu_memory_utilization.filter(|_| !over.names_an_amount());
         Self {
             block_tokens: over.block_tokens.or(self.block_tokens),
+            gpu_memory_utilization: over.gpu_memory_utilization.or(inherited),
             ..budget.clone()
         }
     }

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use baichuan_engine::{CacheBudget, EngineConfig};
+use baichuan_engine::{CacheBudget, CacheConfig, EngineConfig};
 
 use super::*;
 
@@ -105,6 +105,31 @@ fn a_model_overrides_the_common_engine_settings_and_its_budget_replaces_theirs()
     assert_eq!((one.max_sequences, two.max_sequences), (5, 6));
     assert_eq!(one.cache.budget, CacheBudget::Bytes(1000));
     assert_eq!(two.cache.budget, CacheBudget::ContextTokens(7));
+}
+
+#[test]
+fn a_share_of_the_gpu_stands_beside_the_hosts_and_gives_way_to_an_amount() {
+    let config = case(
+        "engine.cache.utilization = 0.5\nengine.cache.gpu_memory_utilization = 0.8\n\
+         [[models]]\npath = 'DIR/one'\nengine.cache.utilization = 0.4\n\
+         [[models]]\npath = 'DIR/two'\nengine.cache.bytes = 7\n",
+    )
+    .load();
+    let (one, two) = (&config.models[0].engine.cache, &config.models[1].engine.cache);
+    assert_eq!(
+        (one.budget, one.gpu_memory_utilization),
+        (CacheBudget::Utilization(0.4), 0.8)
+    );
+    assert_eq!(two.budget, CacheBudget::Bytes(7));
+    let config = case(
+        "engine.cache.bytes = 7\n[[models]]\npath = 'DIR/one'\nengine.cache.gpu_memory_utilization = 0.7",
+    )
+    .load();
+    let cache = &config.models[0].engine.cache;
+    assert_eq!(
+        (cache.budget, cache.gpu_memory_utilization),
+        (CacheConfig::default().budget, 0.7)
+    );
 }
 
 #[test]
@@ -302,6 +327,16 @@ fn a_bad_key_or_value_is_an_error_that_names_key_value_and_file() {
             "engine.cache.utilization = nan",
             "engine.cache.utilization",
             "NaN",
+        ),
+        (
+            "engine.cache.gpu_memory_utilization = 1.1",
+            "engine.cache.gpu_memory_utilization",
+            "got 1.1",
+        ),
+        (
+            "engine.cache.gpu_memory_utilization = 0.5\nengine.cache.bytes = 9",
+            "engine.cache.gpu_memory_utilization",
+            "contradicts bytes",
         ),
         ("engine.cache.bytes = 0", "engine.cache.bytes", "more than 0"),
         (

@@ -86,6 +86,7 @@ fn load_one(
         isq: config.isq,
         threads: config.threads,
         placement: &config.placement,
+        random_weights: config.random_weights,
         engine: &config.engine,
         progress: &|progress| observer.progress(&config.name, progress),
     })

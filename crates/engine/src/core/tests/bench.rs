@@ -32,6 +32,7 @@ pub(super) fn config(global: usize, window: usize, slots: usize, chunk: usize) -
         cache: CacheConfig {
             block_tokens: 4,
             budget: CacheBudget::Blocks { global, window },
+            ..CacheConfig::default()
         },
         scrub_freed: true,
         ..EngineConfig::default()

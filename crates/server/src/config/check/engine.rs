@@ -122,6 +122,20 @@ fn cache(own: &str, raw: &RawCache, findings: &mut Findings) -> CacheConfig {
     if let [(first, _), (second, _), ..] = given[..] {
         that(false, second, format!("contradicts {first}: give one budget"));
     }
+    let share = raw.gpu_memory_utilization;
+    if let (Some((amount, _)), Some(_)) = (given.iter().find(|(key, _)| *key != "utilization"), share) {
+        that(
+            false,
+            "gpu_memory_utilization",
+            format!("contradicts {amount}: give one budget"),
+        );
+    }
+    let gpu_memory_utilization = share.unwrap_or(default.gpu_memory_utilization);
+    that(
+        gpu_memory_utilization > 0.0 && gpu_memory_utilization <= 1.0,
+        "gpu_memory_utilization",
+        format!("must be above 0 and at most 1, got {gpu_memory_utilization}"),
+    );
     let both_blocks = raw.global_blocks.is_some() == raw.window_blocks.is_some();
     let (given_blocks, other) = match raw.global_blocks {
         Some(_) => ("global_blocks", "window_blocks"),
@@ -141,5 +155,9 @@ fn cache(own: &str, raw: &RawCache, findings: &mut Findings) -> CacheConfig {
         }
         CacheBudget::Blocks { .. } => {}
     }
-    CacheConfig { block_tokens, budget }
+    CacheConfig {
+        block_tokens,
+        budget,
+        gpu_memory_utilization,
+    }
 }

@@ -30,6 +30,7 @@ pub(super) fn models(
             "threads",
             "device",
             "device_map",
+            "random_weights",
             "engine",
         ];
         let keys: Vec<String> = written.iter().map(|k| format!("model.{k}")).collect();
@@ -110,6 +111,7 @@ fn one_model(
         isq: raw.isq,
         threads: raw.threads,
         placement,
+        random_weights: raw.random_weights,
         engine,
     })
 }

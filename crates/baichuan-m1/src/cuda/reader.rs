@@ -1,0 +1,184 @@
+//! Brings weights to a GPU: from a checkpoint, or drawn there.
+
+use baichuan_engine::{Dtype, LoadProgress};
+use baichuan_kernels::ElementType;
+use baichuan_kernels::cuda::{Buffer, Device, GpuError};
+
+use crate::layout::{Role, TensorSpec};
+use crate::weights::{Stored, Values, Weights, WeightsError};
+
+/// Where weights come from.
+#[derive(Clone, Copy)]
+pub enum Source<'a> {
+    /// A checkpoint on disk.
+    Checkpoint(&'a Weights),
+    /// Random numbers made on the device, for measurements; equal seeds give equal weights in either type.
+    Random {
+        /// Of all weights.
+        seed: u64,
+    },
+}
+
+impl Source<'_> {
+    /// The digest before anything is read.
+    fn begin_digest(self) -> blake3::Hasher {
+        let mut digest = blake3::Hasher::new();
+        if let Self::Random { seed } = self {
+            digest.update(b"random");
+            digest.update(&seed.to_le_bytes());
+        }
+        digest
+    }
+}
+
+/// Why weights did not get onto the device.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum CudaLoadError {
+    #[error(transparent)]
+    Gpu(#[from] GpuError),
+    #[error(transparent)]
+    Weights(#[from] WeightsError),
+}
+
+/// Brings tensors to the device one by one.
+pub(super) struct Reader<'a> {
+    source: Source<'a>,
+    element: ElementType,
+    progress: &'a (dyn Fn(LoadProgress) + Sync),
+    digest: blake3::Hasher,
+    done: u64,
+    drawn: u64,
+}
+
+impl<'a> Reader<'a> {
+    pub(super) fn new(
+        source: Source<'a>,
+        element: ElementType,
+        progress: &'a (dyn Fn(LoadProgress) + Sync),
+    ) -> Self {
+        Self {
+            source,
+            element,
+            progress,
+            digest: source.begin_digest(),
+            done: 0,
+            drawn: 0,
+        }
+    }
+
+    /// Digest so far and bytes read, for somebody else's turn at reading.
+    pub(super) fn tally(&mut self) -> (&mut blake3::Hasher, &mut u64) {
+        (&mut self.digest, &mut self.done)
+    }
+
+    /// Of everything that was read.
+    pub(super) fn digest(&self) -> blake3::Hash {
+        self.digest.finalize()
+    }
+
+    pub(super) fn tensor(&mut self, device: &Device, spec: &TensorSpec) -> Result<Buffer, CudaLoadError> {
+        self.stacked(device, [spec])
+    }
+
+    /// Tensors one after another in one buffer.
+    pub(super) fn stacked<const N: usize>(
+        &mut self,
+        device: &Device,
+        specs: [&TensorSpec; N],
+    ) -> Result<Buffer, CudaLoadError> {
+        let sizes = specs.map(|spec| spec.n_elements() * self.element.size());
+        let buffer = Buffer::zeros(device, sizes.iter().sum(), "the weights")?;
+        let mut offset = 0;
+        for (spec, size) in specs.into_iter().zip(sizes) {
+            let to = buffer.part(offset, size);
+            match self.source {
+                Source::Checkpoint(weights) => {
+                    let stored = weights.get(spec);
+                    let values = stored.values(self.dtype())?;
+                    upload(device, to, &values)?;
+                    self.note(&stored);
+                }
+                Source::Random { seed } => {
+                    self.drawn += 1;
+                    let (mean, deviation) = distribution(spec);
+                    device.random(self.element, to, seed << 20 | self.drawn, mean, deviation)?;
+                }
+            }
+            offset += size;
+        }
+        Ok(buffer)
+    }
+
+    /// The head: rows of length one.
+    pub(super) fn head(&mut self, device: &Device, spec: &TensorSpec) -> Result<Buffer, CudaLoadError> {
+        let Source::Checkpoint(weights) = self.source else {
+            // Drawn with the deviation that makes rows about that long.
+            return self.tensor(device, spec);
+        };
+        let stored = weights.get(spec);
+        let buffer = Buffer::zeros(device, spec.n_elements() * self.element.size(), "the weights")?;
+        upload(device, buffer.all(), &stored.normalised(self.dtype())?)?;
+        self.note(&stored);
+        Ok(buffer)
+    }
+
+    /// Taps of keys, then of values, in f32.
+    pub(super) fn taps(&mut self, device: &Device, specs: [&TensorSpec; 2]) -> Result<Buffer, CudaLoadError> {
+        if let Source::Checkpoint(weights) = self.source {
+            let mut taps = Vec::new();
+            for spec in specs {
+                let stored = weights.get(spec);
+                taps.extend(stored.to_vec::<f32>()?);
+                self.note(&stored);
+            }
+            return Ok(Buffer::of(device, &taps, "the weights")?);
+        }
+        let element = std::mem::replace(&mut self.element, ElementType::F32);
+        let taps = self.stacked(device, specs);
+        self.element = element;
+        taps
+    }
+
+    fn dtype(&self) -> Dtype {
+        match self.element {
+            ElementType::F32 => Dtype::F32,
+            ElementType::F16 => Dtype::F16,
+            ElementType::Bf16 => Dtype::Bf16,
+        }
+    }
+
+    fn note(&mut self, stored: &Stored<'_>) {
+        let Source::Checkpoint(weights) = self.source else {
+            return;
+        };
+        self.digest.update(stored.name().as_bytes());
+        self.digest.update(&[0, stored.dtype() as u8]);
+        self.digest.update_rayon(stored.bytes());
+        self.done += stored.bytes().len() as u64;
+        (self.progress)(LoadProgress {
+            stage: "weights",
+            done: self.done,
+            total: weights.total_bytes(),
+        });
+    }
+}
+
+fn upload(device: &Device, to: baichuan_kernels::cuda::Span<'_>, values: &Values) -> Result<(), GpuError> {
+    match values {
+        Values::F32(values) => to.upload(device, values),
+        Values::F16(values) => to.upload(device, values),
+        Values::Bf16(values) => to.upload(device, values),
+    }
+}
+
+/// Mean and deviation that keep activations near one through any number of layers.
+fn distribution(spec: &TensorSpec) -> (f32, f32) {
+    let fan_in = spec.shape.last().copied().unwrap_or(1) as f32;
+    match spec.role {
+        Role::Embedding => (0.0, 0.5),
+        Role::Norm => (1.0, 0.1),
+        Role::Pack => (0.0, 1.2 / fan_in.sqrt()),
+        Role::Linear | Role::Head => (0.0, 1.0 / fan_in.sqrt()),
+        Role::Taps => (1.0 / fan_in, 0.25),
+    }
+}
