@@ -2,7 +2,7 @@
 // `Sampling::choose` defines them. One block a row; a row is read about nine times, from the L2 cache.
 //
 // Nothing is sorted. "In order" means by falling logit, equal ones by rising id; a place in that order, by count or
-// by mass, is found in a histogram of 1024 bins, then in one of 1024 parts of the bin, then among the few tokens left.
+// by mass, is found in a histogram of 1024 bins, in 1024 parts of a bin that holds many, then among the few tokens left.
 // Masses are whole numbers, so that sums do not depend on the order of additions and equal draws give equal tokens.
 #include "common.cuh"
 #include <float.h>
@@ -40,11 +40,18 @@ struct Shared {
   Sums of_warp[32];
   Sums before;
   int bin, n_list, bad;
+  unsigned low, high;
   float top, bottom;
   Sums found_through;
   float found_value;
   int found_id;
 };
+
+// Larger for larger values.
+__device__ __forceinline__ unsigned value_key(float l) {
+  unsigned bits = __float_as_uint(l + 0.f);
+  return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+}
 
 // A row of logits and how its bins lie.
 struct Row {
@@ -54,9 +61,6 @@ struct Row {
 
   __device__ __forceinline__ u64 weight(float l) const { return (u64)(expf((l - top) / temperature) * UNIT); }
   __device__ __forceinline__ int bin(float l) const { return min((int)((top - l) * scale), BINS - 1); }
-  __device__ __forceinline__ int part(float l, int bin) const {
-    return min(max((int)(((top - l) * scale - bin) * BINS), 0), BINS - 1);
-  }
 };
 
 template <typename F> __device__ __forceinline__ void each(const float *logits, int vocab, F f) {
@@ -160,36 +164,57 @@ __device__ void locate(const Row &row, Shared &s, Goal goal) {
   find_bin(s, 0, goal, {0, 0});
   int bin = s.bin;
   Sums before = s.before;
+  unsigned n = s.count[0][bin], low = 0, high = ~0u;
+  auto belongs = [&](float l) {
+    if (l <= NEVER || row.bin(l) != bin) return false;
+    unsigned key = value_key(l);
+    return low <= key && key <= high;
+  };
   __syncthreads();
-  s.count[1][threadIdx.x] = 0;
-  s.mass[1][threadIdx.x] = 0;
-  if (threadIdx.x == 0) s.n_list = 0;
-  __syncthreads();
-  each(row.logits, row.vocab, [&](float l, int) {
-    if (l > NEVER && row.bin(l) == bin) {
-      int part = row.part(l, bin);
+  // Too many for the list: the part of their values that holds the goal, until few are left or all are equal.
+  while (n > LIST) {
+    if (threadIdx.x == 0) s.low = ~0u, s.high = 0;
+    s.count[1][threadIdx.x] = 0;
+    s.mass[1][threadIdx.x] = 0;
+    __syncthreads();
+    unsigned least = ~0u, most = 0;
+    each(row.logits, row.vocab, [&](float l, int) {
+      if (belongs(l)) least = min(least, value_key(l)), most = max(most, value_key(l));
+    });
+    atomicMin(&s.low, __reduce_min_sync(~0u, least));
+    atomicMax(&s.high, __reduce_max_sync(~0u, most));
+    __syncthreads();
+    low = s.low;
+    high = s.high;
+    if (low == high) return walk(row, s, goal, before, belongs);
+    int shift = max(0, 32 - __clz(high - low) - 10);
+    each(row.logits, row.vocab, [&](float l, int) {
+      if (!belongs(l)) return;
+      unsigned part = (high - value_key(l)) >> shift;
       atomicAdd(&s.count[1][part], 1u);
       atomicAdd(&s.mass[1][part], row.weight(l));
-    }
-  });
+    });
+    __syncthreads();
+    find_bin(s, 1, goal, before);
+    before = s.before;
+    n = s.count[1][s.bin];
+    high -= (unsigned)s.bin << shift;
+    low = high - low >= 1u << shift ? high - ((1u << shift) - 1) : low;
+    __syncthreads();
+  }
+  if (threadIdx.x == 0) s.n_list = 0;
   __syncthreads();
-  find_bin(s, 1, goal, before);
-  int part = s.bin;
-  before = s.before;
-  auto belongs = [&](float l) { return l > NEVER && row.bin(l) == bin && row.part(l, bin) == part; };
   each(row.logits, row.vocab, [&](float l, int id) {
     if (!belongs(l)) return;
     int at = atomicAdd(&s.n_list, 1);
-    if (at < LIST) s.value[at] = l, s.id[at] = id;
+    s.value[at] = l, s.id[at] = id;
   });
   __syncthreads();
-  int n = s.n_list;
-  if (n > LIST) return walk(row, s, goal, before, belongs);  // as good as equal: by id
   if (threadIdx.x < n) {
     float value = s.value[threadIdx.x];
     int id = s.id[threadIdx.x];
     Sums own = {1, row.weight(value)}, through = before + own;
-    for (int i = 0; i < n; i++) {
+    for (unsigned i = 0; i < n; i++) {
       float v = s.value[i];
       if (v > value || (v == value && s.id[i] < id)) through = through + Sums{1, row.weight(v)};
     }
@@ -230,11 +255,7 @@ __device__ bool edit(float *logits, const Choice &c, const int2 *edits) {
 }
 
 // Most significant bits first by value, then by lower id.
-__device__ __forceinline__ u64 order_key(float l, int id) {
-  unsigned bits = __float_as_uint(l + 0.f);
-  bits = bits & 0x80000000u ? ~bits : bits | 0x80000000u;
-  return (u64)bits << 32 | (unsigned)~id;
-}
+__device__ __forceinline__ u64 order_key(float l, int id) { return (u64)value_key(l) << 32 | (unsigned)~id; }
 
 // chosen[place] of every choice; -1 where a logit is no number.
 extern "C" __global__ void __launch_bounds__(THREADS) sample(float *all_logits, const Choice *choices, const int2 *edits,
