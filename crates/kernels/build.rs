@@ -6,13 +6,15 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Kernel files, each one module; `src/cuda/device.rs` embeds them by these names.
-const FILES: [&str; 7] = [
+/// Kernel files, each one module; `src/cuda/modules.rs` embeds them by these names.
+const FILES: [&str; 9] = [
     "attention_any",
     "attention_decode",
     "attention_prefill",
+    "attention_wgmma",
     "conv",
     "gemv",
+    "gemv_quant",
     "rows",
     "sample",
 ];
@@ -26,7 +28,10 @@ fn main() {
     for name in ["NVCC", "CUDA_HOME", "CUDA_PATH", "CUDA_COMPUTE_CAP"] {
         println!("cargo::rerun-if-env-changed={name}");
     }
-    let cap = std::env::var("CUDA_COMPUTE_CAP").unwrap_or_else(|_| "90".into());
+    let mut cap = std::env::var("CUDA_COMPUTE_CAP").unwrap_or_else(|_| "90".into());
+    if cap == "90" {
+        cap.push('a'); // with the instructions of Hopper alone
+    }
     println!("cargo::rustc-env=BAICHUAN_CUDA_COMPUTE_CAP={cap}");
     let out = PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
     let compilations = FILES.map(|name| {

@@ -7,25 +7,31 @@
 //! panics when a span is too short for them, as slices do. What lies in device memory itself is not looked at:
 //! token ids, positions and block ids of a [`StepTables`] must be in range, which whoever makes them checks.
 //!
-//! Read in this order: [`Device`], [`Buffer`], [`StepTables`], [`Product`], [`ConvLayer`], [`CacheShape`].
+//! Read in this order: [`Device`], [`Buffer`], [`StepTables`], [`Product`], [`QuantMatrix`], [`PendingNorm`], [`ConvLayer`], [`CacheShape`].
 
 mod attention;
 mod conv;
 mod device;
 mod error;
+mod few;
 mod graph;
 mod memory;
+mod modules;
 mod product;
+mod quantized;
 mod rows;
 mod sample;
 mod step;
+mod tensor;
 
 pub use attention::{Attention, CacheShape};
 pub use conv::ConvLayer;
 pub use device::Device;
 pub use error::GpuError;
+pub use few::{Few, FewRows, PendingNorm};
 pub use graph::Graph;
 pub use memory::{Buffer, Pinned, Span};
-pub use product::{Output, Product};
+pub use product::{Output, Product, Weights};
+pub use quantized::QuantMatrix;
 pub use sample::{Choice, ChoiceBuffer, Choices};
 pub use step::{Step, StepBuffer, StepTables};

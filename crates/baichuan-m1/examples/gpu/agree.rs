@@ -44,7 +44,7 @@ pub(crate) fn full() -> Outcome {
     report("14.5 B, single tokens", &exact[..single.len()], &single)
 }
 
-fn tokens(n: usize, vocab: u64) -> Vec<TokenId> {
+pub(crate) fn tokens(n: usize, vocab: u64) -> Vec<TokenId> {
     let next = |i: u64| ((i + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 33) % (vocab - 3) + 3;
     (0..n as u64).map(|i| next(i) as TokenId).collect()
 }
@@ -89,11 +89,11 @@ fn tail(
     Ok(split(&rows))
 }
 
-fn split(rows: &[Rows]) -> Vec<Vec<f32>> {
+pub(crate) fn split(rows: &[Rows]) -> Vec<Vec<f32>> {
     rows.iter().flat_map(Rows::iter).map(<[f32]>::to_vec).collect()
 }
 
-fn report(name: &str, exact: &[Vec<f32>], rounded: &[Vec<f32>]) -> Outcome {
+pub(crate) fn report(name: &str, exact: &[Vec<f32>], rounded: &[Vec<f32>]) -> Outcome {
     let (mut error, mut size, mut worst, mut agree) = (0f64, 0f64, 0f32, 0);
     let mut most = 0f64;
     for (a, b) in exact.iter().zip(rounded) {
@@ -119,7 +119,7 @@ fn report(name: &str, exact: &[Vec<f32>], rounded: &[Vec<f32>]) -> Outcome {
     Ok(())
 }
 
-fn top(row: &[f32]) -> usize {
+pub(crate) fn top(row: &[f32]) -> usize {
     let best = row.iter().enumerate().fold(
         (0, f32::NEG_INFINITY),
         |best, (i, x)| if *x > best.1 { (i, *x) } else { best },

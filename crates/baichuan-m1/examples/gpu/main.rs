@@ -1,10 +1,13 @@
-//! Checks and measures the model on a GPU: `gpu golden DIR`, `gpu sample`, `gpu agree`, `gpu agree-full`, `gpu speed [ROW…]`.
+//! Checks and measures the model on a GPU: `gpu golden DIR`, `gpu sample`, `gpu agree`, `gpu agree-full`, `gpu mixed`,
+//! `gpu quant`, `gpu speed [--isq FORMAT] [ROW…]`.
 //!
 //! Needs no checkpoint but the golden ones of `tests/golden`: larger weights are drawn on the device. Exits with an
 //! error at the first check that fails.
 
 mod agree;
 mod golden;
+mod mixed;
+mod quant;
 mod sample;
 mod sequences;
 mod speed;
@@ -13,6 +16,7 @@ use std::io::Write;
 
 use baichuan_engine::config::{CacheBudget, CacheConfig};
 use baichuan_engine::{Dtype, EngineConfig};
+use baichuan_kernels::GgmlFormat;
 use baichuan_m1::config::BaichuanConfig;
 use baichuan_m1::cuda::{CudaModel, CudaOptions, Source};
 
@@ -26,8 +30,11 @@ fn main() -> Outcome {
         ["sample"] => sample::check(),
         ["agree"] => agree::small(),
         ["agree-full"] => agree::full(),
-        ["speed", rows @ ..] => speed::measure(rows),
-        _ => Err("usage: gpu golden DIR | sample | agree | agree-full | speed [ROW…]".into()),
+        ["mixed"] => mixed::check(),
+        ["quant"] => quant::check(),
+        ["speed", "--isq", format, rows @ ..] => speed::measure(rows, Some(quant::format(format)?)),
+        ["speed", rows @ ..] => speed::measure(rows, None),
+        _ => Err("usage: gpu golden DIR | sample | agree | agree-full | mixed | quant | speed [--isq FORMAT] [ROW…]".into()),
     }
 }
 
@@ -63,9 +70,21 @@ pub(crate) fn open(
     dtype: Dtype,
     engine: &EngineConfig,
 ) -> Outcome<CudaModel> {
+    open_quantised(config, source, dtype, None, engine)
+}
+
+/// The same with weights quantised.
+pub(crate) fn open_quantised(
+    config: &BaichuanConfig,
+    source: Source<'_>,
+    dtype: Dtype,
+    isq: Option<GgmlFormat>,
+    engine: &EngineConfig,
+) -> Outcome<CudaModel> {
     let options = CudaOptions {
         ordinal: 0,
         dtype,
+        isq,
         engine,
         progress: &|_| {},
     };

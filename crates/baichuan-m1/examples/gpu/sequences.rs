@@ -35,7 +35,7 @@ pub(crate) fn sequences(model: &mut CudaModel, n: usize) -> Vec<Sequence> {
 }
 
 impl Sequence {
-    fn entry<'a>(&'a self, tokens: &'a [TokenId], wants: Wants<'a>) -> StepEntry<'a> {
+    pub(crate) fn entry<'a>(&'a self, tokens: &'a [TokenId], wants: Wants<'a>) -> StepEntry<'a> {
         StepEntry {
             slot: self.slot,
             tokens,

@@ -4,11 +4,13 @@
 use std::time::Instant;
 
 use baichuan_engine::{Dtype, TokenId};
+use baichuan_kernels::GgmlFormat;
 use baichuan_kernels::cuda::Buffer;
 use baichuan_m1::cuda::{CudaModel, Source};
+use baichuan_m1::layout::{self, Role, TensorSpec};
 
 use crate::sequences::{choose, sequences};
-use crate::{Outcome, engine, open, published, say};
+use crate::{Outcome, engine, open_quantised, published, say};
 
 /// (name, sequences, tokens cached before)
 const DECODES: [(&str, usize, usize); 9] = [
@@ -25,18 +27,19 @@ const DECODES: [(&str, usize, usize); 9] = [
 const PREFILLS: [(&str, usize); 3] = [("p512", 512), ("p2048", 2048), ("p8192", 8192)];
 const STEPS: usize = 25;
 
-pub(crate) fn measure(rows: &[&str]) -> Outcome {
+pub(crate) fn measure(rows: &[&str], isq: Option<GgmlFormat>) -> Outcome {
     let wanted = |name: &str| rows.is_empty() || rows.contains(&name);
     let config = published(40)?;
     let mut engine = engine(32, 8192 + 64, 8192, 8192);
     engine.max_sequences = 256;
     let begun = Instant::now();
-    let mut model = open(&config, Source::Random { seed: 3 }, Dtype::Bf16, &engine)?;
-    let weight_bytes = baichuan_m1::layout::all(&config)
-        .iter()
-        .filter(|spec| spec.role != baichuan_m1::layout::Role::Embedding)
-        .map(|spec| spec.n_elements() as f64 * 2.0)
-        .sum::<f64>();
+    let source = Source::Random { seed: 3 };
+    let mut model = open_quantised(&config, source, Dtype::Bf16, isq, &engine)?;
+    let specs = layout::all(&config);
+    let read = || specs.iter().filter(|spec| spec.role != Role::Embedding);
+    let n_weights = read().map(|spec| spec.n_elements() as f64).sum::<f64>();
+    let bytes = |spec: &TensorSpec| spec.n_elements() as f64 * bytes_of_weight(isq, spec.role);
+    let weight_bytes = read().map(bytes).sum::<f64>();
     model.randomise_caches(5)?;
     let bandwidth = bandwidth(&model)?;
     say(format_args!(
@@ -59,7 +62,7 @@ pub(crate) fn measure(rows: &[&str]) -> Outcome {
     }
     for (name, n) in PREFILLS.into_iter().filter(|row| wanted(row.0)) {
         let ms = prefill(&mut model, n)?;
-        let flops = 2.0 * (weight_bytes / 2.0) * n as f64;
+        let flops = 2.0 * n_weights * n as f64;
         say(format_args!(
             "{name}: prefill of {n}: {ms:.1} ms, {:.0} tok/s, products alone are {:.0} TFLOP/s",
             n as f64 / ms * 1e3,
@@ -67,6 +70,15 @@ pub(crate) fn measure(rows: &[&str]) -> Outcome {
         ))?;
     }
     Ok(())
+}
+
+/// Bytes that a weight takes on the device.
+fn bytes_of_weight(isq: Option<GgmlFormat>, role: Role) -> f64 {
+    match (isq, role) {
+        (Some(GgmlFormat::Q8_0), Role::Pack | Role::Linear | Role::Head) => 8.5 / 8.0,
+        (Some(_), Role::Pack | Role::Linear | Role::Head) => 5.0 / 8.0,
+        _ => 2.0,
+    }
 }
 
 /// Bytes per second of a pure read.

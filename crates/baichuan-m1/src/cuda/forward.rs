@@ -1,9 +1,11 @@
 //! The forward pass: what is issued to the device for one step.
 
-use baichuan_kernels::cuda::{Attention, ConvLayer, Device, GpuError, Output, Span, Step};
+use baichuan_kernels::cuda::{
+    Attention, ConvLayer, Few, FewRows, GpuError, Output, PendingNorm, Product, Span, Step,
+};
 
 use super::memory::HEAD_ROWS;
-use super::weights::{LayerWeights, product};
+use super::weights::{DeviceMatrix, LayerWeights, product};
 use super::{CudaModel, tables::Arrangement};
 
 /// How many of what a step has.
@@ -78,30 +80,121 @@ impl CudaModel {
         extent: Extent,
         layers: std::ops::Range<usize>,
     ) -> Result<(), GpuError> {
+        let few = self.is_few(extent);
+        let end = layers.end;
+        let mut is_first = true;
         for index in layers {
             let layer = &self.weights.layers[index];
-            self.issue_attention(&self.device, step, extent, index, layer)?;
-            self.issue_mlp(&self.device, extent, layer)?;
+            if few {
+                let next = (index + 1 < end).then(|| self.weights.layers[index + 1].input_norm.all());
+                self.issue_few(step, extent, index, is_first, next)?;
+            } else {
+                self.issue_many(step, extent, index, layer)?;
+            }
+            is_first = false;
         }
         Ok(())
     }
 
-    fn issue_attention(
+    /// Whether the kernels for few rows do all products of a layer: then norms are part of them.
+    fn is_few(&self, extent: Extent) -> bool {
+        self.weights.layers.iter().all(|layer| {
+            self.products(layer)
+                .iter()
+                .all(|product| product.suits_few(extent.n_rows))
+        })
+    }
+
+    fn product<'a>(&'a self, matrix: &'a DeviceMatrix, n_out: usize, n_in: usize) -> Product<'a> {
+        product(self.element, matrix, &self.activations.dequantized, n_out, n_in)
+    }
+
+    /// W_pack, o_proj, gate and up, down.
+    fn products<'a>(&'a self, layer: &'a LayerWeights) -> [Product<'a>; 4] {
+        let (hidden, inner) = (self.config.hidden_size, self.config.intermediate_size);
+        let (q, kv) = (layer.shape.q_width(), layer.shape.kv_width());
+        let of = |matrix, n_out, n_in| self.product(matrix, n_out, n_in);
+        [
+            of(&layer.pack, q + 2 * kv, hidden),
+            of(&layer.out, hidden, q),
+            of(&layer.gate_up, inner, hidden),
+            of(&layer.down, hidden, inner),
+        ]
+    }
+
+    fn pending_norm(&self) -> PendingNorm<'_> {
+        PendingNorm {
+            scaled: self.activations.normed.all(),
+            squares: self.activations.squares.all(),
+            eps: self.config.rms_norm_eps as f32,
+        }
+    }
+
+    /// A layer of a step of few rows. The first of some makes its own norm, which any other finds prepared by the one
+    /// before; `next` is the weight of the norm to be prepared.
+    fn issue_few(
         &self,
-        device: &Device,
+        step: Step,
+        extent: Extent,
+        index: usize,
+        is_first: bool,
+        next: Option<Span<'_>>,
+    ) -> Result<(), GpuError> {
+        let (device, a, norm) = (&self.device, &self.activations, self.pending_norm());
+        let layer = &self.weights.layers[index];
+        let [pack, out, gate_up, down] = self.products(layer);
+        let few = |product, x, y| FewRows {
+            product,
+            n_rows: extent.n_rows,
+            x,
+            y,
+        };
+        let x = if is_first {
+            self.issue_norm(a.x.all(), &layer.input_norm, extent.n_rows)?;
+            Few::Plain(a.normed.all())
+        } else {
+            Few::Normed(norm)
+        };
+        device.multiply_few(&few(pack, x, a.packed.all()), Output::Store)?;
+        self.issue_attention(step, extent, index, layer)?;
+        let out = few(out, Few::Plain(a.attended.all()), a.x.all());
+        device.add_few(&out, layer.post_norm.all(), &norm)?;
+        device.swiglu_few(&few(gate_up, Few::Normed(norm), a.act.all()))?;
+        let down = few(down, Few::Plain(a.act.all()), a.x.all());
+        match next {
+            Some(weight) => device.add_few(&down, weight, &norm),
+            None => device.multiply_few(&down, Output::AddF32),
+        }
+    }
+
+    /// A layer of any step.
+    fn issue_many(
+        &self,
         step: Step,
         extent: Extent,
         index: usize,
         layer: &LayerWeights,
     ) -> Result<(), GpuError> {
-        let (element, a, shape) = (self.element, &self.activations, &layer.shape);
-        let hidden = self.config.hidden_size;
-        let rows = padded(extent.n_rows);
+        let (device, a, rows) = (&self.device, &self.activations, padded(extent.n_rows));
+        let [pack, out, gate_up, down] = self.products(layer);
         self.issue_norm(a.x.all(), &layer.input_norm, extent.n_rows)?;
-        let width = shape.q_width() + 2 * shape.kv_width();
-        let pack = product(element, &layer.pack, width, hidden);
         device.multiply(&pack, a.normed.all(), a.packed.all(), rows, Output::Store)?;
+        self.issue_attention(step, extent, index, layer)?;
+        device.multiply(&out, a.attended.all(), a.x.all(), rows, Output::AddF32)?;
+        self.issue_norm(a.x.all(), &layer.post_norm, extent.n_rows)?;
+        device.multiply_swiglu(&gate_up, a.normed.all(), a.gate_up.all(), a.act.all(), rows)?;
+        device.multiply(&down, a.act.all(), a.x.all(), rows, Output::AddF32)
+    }
 
+    /// Between the products W_pack and o_proj.
+    fn issue_attention(
+        &self,
+        step: Step,
+        extent: Extent,
+        index: usize,
+        layer: &LayerWeights,
+    ) -> Result<(), GpuError> {
+        let (device, element, a, shape) = (&self.device, self.element, &self.activations, &layer.shape);
         let cache = self.caches.shape(index, shape);
         let Some(angles) = self.weights.angles_of(shape.head_dim) else {
             unreachable!("there are angles for every layer's heads");
@@ -115,36 +208,22 @@ impl CudaModel {
             n_heads: shape.n_heads,
             n_taps: self.config.conv_window,
         };
-        device.conv_rope(element, step, extent.n_rows, &cache, &conv)?;
         let attention = Attention {
             element,
             cache,
-            packed: a.packed.all(),
-            fresh: a.fresh.all(),
+            conv,
             out: a.attended.all(),
-            n_heads: shape.n_heads,
             scratch: a.parts.all(),
         };
         device.attend_decode(step, extent.n_single, &attention)?;
         if extent.n_single < extent.n_rows {
             let chunks = (extent.n_single, extent.n_rows);
             let entries = (extent.n_single, extent.n_entries);
+            device.conv_rope(element, step, chunks, &cache, &conv)?;
             device.attend_prefill(step, entries, chunks, extent.longest, &attention)?;
             device.commit(element, step, chunks, &cache, &conv)?;
         }
-        let out = product(element, &layer.out, hidden, shape.q_width());
-        device.multiply(&out, a.attended.all(), a.x.all(), rows, Output::AddF32)
-    }
-
-    fn issue_mlp(&self, device: &Device, extent: Extent, layer: &LayerWeights) -> Result<(), GpuError> {
-        let a = &self.activations;
-        let (hidden, inner) = (self.config.hidden_size, self.config.intermediate_size);
-        let rows = padded(extent.n_rows);
-        self.issue_norm(a.x.all(), &layer.post_norm, extent.n_rows)?;
-        let gate_up = product(self.element, &layer.gate_up, inner, hidden);
-        device.multiply_swiglu(&gate_up, a.normed.all(), a.gate_up.all(), a.act.all(), rows)?;
-        let down = product(self.element, &layer.down, hidden, inner);
-        device.multiply(&down, a.act.all(), a.x.all(), rows, Output::AddF32)
+        Ok(())
     }
 
     fn issue_norm(
@@ -180,7 +259,7 @@ impl CudaModel {
     pub(super) fn issue_head(&self, n: usize) -> Result<(), GpuError> {
         let a = &self.activations;
         let vocab = self.config.vocab_size;
-        let head = product(self.element, &self.weights.head, vocab, self.config.hidden_size);
+        let head = self.product(&self.weights.head, vocab, self.config.hidden_size);
         let rows = padded(n).min(HEAD_ROWS);
         self.device
             .multiply(&head, a.hidden.all(), a.logits.all(), rows, Output::StoreF32)?;

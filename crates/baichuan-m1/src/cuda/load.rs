@@ -2,18 +2,20 @@
 //! memory is left.
 
 use baichuan_engine::model::ModelSpec;
-use baichuan_engine::{CacheBudget, CachePlan, Dtype, EngineConfig, LoadError, LoadProgress, LoadRequest};
+use baichuan_engine::{
+    CacheBudget, CachePlan, Dtype, EngineConfig, IsqType, LoadError, LoadProgress, LoadRequest,
+};
 use baichuan_kernels::cuda::{Choices, Device, GpuError, StepBuffer, StepTables};
-use baichuan_kernels::{ElementType, Threads};
+use baichuan_kernels::{ElementType, GgmlFormat, Threads};
 
 use super::CudaModel;
 use super::mapped::MappedModel;
 use super::memory::{Activations, Caches};
-use super::reader::{CudaLoadError, Reader, Source};
+use super::reader::{CudaLoadError, Reader, Source, bytes_of};
 use super::weights::DeviceWeights;
 use crate::cache;
 use crate::config::{BaichuanConfig, Span};
-use crate::layout::{self, Role, TensorSpec};
+use crate::layout::{self, Role};
 use crate::load::Loaded;
 use crate::weights::Weights;
 
@@ -26,6 +28,9 @@ pub struct CudaOptions<'a> {
     pub ordinal: usize,
     /// Type of weights, activations and caches: f32 or bf16.
     pub dtype: Dtype,
+    /// What projections and the head are quantised to while they are loaded; with bf16 only. Matrices whose width the
+    /// format's kernels do not take stay as they are.
+    pub isq: Option<GgmlFormat>,
     /// Sizes steps and caches.
     pub engine: &'a EngineConfig,
     /// Called after each tensor.
@@ -38,6 +43,7 @@ struct Opened {
     /// Absent: they are drawn.
     weights: Option<Weights>,
     dtype: Dtype,
+    isq: Option<GgmlFormat>,
 }
 
 impl Opened {
@@ -66,16 +72,11 @@ impl Opened {
                 message: format!("{cache}: on GPUs keys and values are of the weights' type, {weights}"),
             });
         }
-        if let Some(isq) = request.isq {
-            return Err(LoadError::Unsupported {
-                key: "isq",
-                message: format!("{isq} has no kernels on GPUs here"),
-            });
-        }
         Ok(Self {
             config,
             weights,
             dtype,
+            isq: request.isq.map(format_of).transpose()?,
         })
     }
 
@@ -94,7 +95,7 @@ impl Opened {
             model,
             parameters: specs.iter().map(|spec| spec.n_elements() as u64).sum(),
             dtype: self.dtype,
-            quantization: None,
+            quantization: self.isq,
             digest,
             device,
             config: self.config,
@@ -108,6 +109,7 @@ pub(crate) fn load(request: &LoadRequest<'_>, ordinal: usize) -> Result<Loaded<C
     let options = CudaOptions {
         ordinal,
         dtype: opened.dtype,
+        isq: opened.isq,
         engine: request.engine,
         progress: request.progress,
     };
@@ -123,7 +125,13 @@ pub(crate) fn load_mapped(
 ) -> Result<Loaded<MappedModel>, LoadError> {
     let opened = Opened::new(request)?;
     let source = opened.source(request);
-    let (model, digest) = MappedModel::read(request, &opened.config, source, opened.dtype, threads)?;
+    let (model, digest) = MappedModel::read(
+        request,
+        &opened.config,
+        source,
+        (opened.dtype, opened.isq),
+        threads,
+    )?;
     let device = model.device();
     Ok(opened.loaded(model, digest, device))
 }
@@ -148,11 +156,13 @@ impl CudaModel {
         let device = Device::open(options.ordinal).map_err(load_error)?;
         let engine = options.engine;
         let max_context = config.max_positions.min(engine.max_context.unwrap_or(usize::MAX));
-        check_weights(config, element, &device)?;
-        let mut reader = Reader::new(source, element, options.progress);
+        check_weights(config, element, options.isq, &device)?;
+        let quantize = quantize(options.dtype, options.isq)?;
+        let mut reader = Reader::new(source, element, options.progress, quantize);
         let weights =
             DeviceWeights::read(&device, config, &mut reader, max_context).map_err(weights_error)?;
-        let activations = Activations::new(&device, config, element, engine).map_err(load_error)?;
+        let activations =
+            Activations::new(&device, config, element, engine, options.isq.is_some()).map_err(load_error)?;
         let layers = cache::specs(config, element);
         let free = device
             .free_bytes()
@@ -191,9 +201,15 @@ impl CudaModel {
 }
 
 /// Whether the weights fit, before minutes are spent on reading them.
-fn check_weights(config: &BaichuanConfig, element: ElementType, device: &Device) -> Result<(), LoadError> {
-    let elements: usize = layout::all(config).iter().map(TensorSpec::n_elements).sum();
-    let needed_bytes = (elements * element.size()) as u64 + RESERVE_BYTES;
+fn check_weights(
+    config: &BaichuanConfig,
+    element: ElementType,
+    isq: Option<GgmlFormat>,
+    device: &Device,
+) -> Result<(), LoadError> {
+    let specs = layout::all(config);
+    let bytes: usize = specs.iter().map(|spec| bytes_of(spec, element, isq)).sum();
+    let needed_bytes = bytes as u64 + RESERVE_BYTES;
     let available_bytes = device.free_bytes().map_err(load_error)?;
     if needed_bytes > available_bytes {
         return Err(LoadError::OutOfMemory {
@@ -204,6 +220,37 @@ fn check_weights(config: &BaichuanConfig, element: ElementType, device: &Device)
         });
     }
     Ok(())
+}
+
+/// The format that a name of mistral.rs stands for.
+fn format_of(isq: IsqType) -> Result<GgmlFormat, LoadError> {
+    match isq {
+        IsqType::Q8_0 | IsqType::Bits8 => Ok(GgmlFormat::Q8_0),
+        IsqType::Q4_0 => Ok(GgmlFormat::Q4_0),
+        IsqType::Q4K | IsqType::Bits4 => Ok(GgmlFormat::Q4K),
+        _ => Err(LoadError::Unsupported {
+            key: "isq",
+            message: format!("{isq} has no kernels on GPUs here, choose one of Q8_0, Q4K, Q4_0, 8, 4"),
+        }),
+    }
+}
+
+/// What to quantise with, if anything.
+pub(super) fn quantize(
+    dtype: Dtype,
+    isq: Option<GgmlFormat>,
+) -> Result<Option<(GgmlFormat, Threads)>, LoadError> {
+    let Some(format) = isq else {
+        return Ok(None);
+    };
+    if dtype != Dtype::Bf16 {
+        return Err(LoadError::Unsupported {
+            key: "isq",
+            message: "on GPUs quantised weights go with dtype bf16".into(),
+        });
+    }
+    let threads = Threads::physical().map_err(|error| LoadError::Compute(error.to_string()))?;
+    Ok(Some((format, threads)))
 }
 
 /// The engine's setup with the share of device memory that caches may have as bytes.

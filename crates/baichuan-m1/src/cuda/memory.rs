@@ -18,6 +18,8 @@ pub(super) struct Activations {
     pub(super) x: Buffer,
     /// After a norm, `[rows][hidden]`.
     pub(super) normed: Buffer,
+    /// Sums of squares of the residual stream's rows, in parts.
+    pub(super) squares: Buffer,
     /// What W_pack makes.
     pub(super) packed: Buffer,
     /// Convolved keys and values of chunks.
@@ -28,6 +30,8 @@ pub(super) struct Activations {
     pub(super) gate_up: Buffer,
     /// After SwiGLU, `[rows][intermediate]`.
     pub(super) act: Buffer,
+    /// Room for a layer's largest matrix in bf16, where matrices are quantised.
+    pub(super) dequantized: Buffer,
     /// Partial results of attention.
     pub(super) parts: Buffer,
     /// After the last norm, `[HEAD_ROWS][hidden]`, and the same in f32.
@@ -50,6 +54,7 @@ impl Activations {
         config: &BaichuanConfig,
         element: ElementType,
         engine: &EngineConfig,
+        is_quantized: bool,
     ) -> Result<Self, GpuError> {
         let rows = engine.max_step_tokens.max(HEAD_ROWS).next_multiple_of(128);
         let size = element.size();
@@ -67,15 +72,22 @@ impl Activations {
         };
         let parts = config.layers.iter().map(parts).max().unwrap_or(0);
         let zeros = |bytes| Buffer::zeros(device, bytes, "the activations of a step");
+        let largest = if is_quantized {
+            (2 * f).max(packed) * h * size
+        } else {
+            0
+        };
         Ok(Self {
             rows,
             x: zeros(rows * h * 4)?,
             normed: zeros(rows * h * size)?,
+            squares: zeros(rows * device.norm_parts() * 4)?,
             packed: zeros(rows * packed * size)?,
             fresh: zeros(rows * fresh * size)?,
             attended: zeros(rows * h * size)?,
             gate_up: zeros(rows * 2 * f * size)?,
             act: zeros(rows * f * size)?,
+            dequantized: zeros(largest)?,
             parts: zeros(parts)?,
             hidden: zeros(HEAD_ROWS * h * size)?,
             hidden_f32: zeros(HEAD_ROWS * h * 4)?,

@@ -1,9 +1,10 @@
 //! Brings weights to a GPU: from a checkpoint, or drawn there.
 
 use baichuan_engine::{Dtype, LoadProgress};
-use baichuan_kernels::ElementType;
-use baichuan_kernels::cuda::{Buffer, Device, GpuError};
+use baichuan_kernels::cuda::{Buffer, Device, GpuError, QuantMatrix};
+use baichuan_kernels::{ElementType, GgmlFormat, Threads};
 
+use super::weights::DeviceMatrix;
 use crate::layout::{Role, TensorSpec};
 use crate::weights::{Stored, Values, Weights, WeightsError};
 
@@ -40,7 +41,18 @@ pub(super) enum CudaLoadError {
     Weights(#[from] WeightsError),
 }
 
-/// Brings tensors to the device one by one.
+/// Bytes that a tensor takes on the device.
+pub(super) fn bytes_of(spec: &TensorSpec, element: ElementType, isq: Option<GgmlFormat>) -> usize {
+    let quantised = matches!(spec.role, Role::Pack | Role::Linear | Role::Head);
+    match isq {
+        Some(format) if quantised && QuantMatrix::suits(format, spec.shape[1]) => {
+            spec.n_elements() / 32 * QuantMatrix::bytes_of_32(format)
+        }
+        _ => spec.n_elements() * element.size(),
+    }
+}
+
+/// Brings tensors to the device one by one; quantises what is to be quantised.
 pub(super) struct Reader<'a> {
     source: Source<'a>,
     element: ElementType,
@@ -48,6 +60,7 @@ pub(super) struct Reader<'a> {
     digest: blake3::Hasher,
     done: u64,
     drawn: u64,
+    quantize: Option<(GgmlFormat, Threads)>,
 }
 
 impl<'a> Reader<'a> {
@@ -55,6 +68,7 @@ impl<'a> Reader<'a> {
         source: Source<'a>,
         element: ElementType,
         progress: &'a (dyn Fn(LoadProgress) + Sync),
+        quantize: Option<(GgmlFormat, Threads)>,
     ) -> Self {
         Self {
             source,
@@ -63,6 +77,7 @@ impl<'a> Reader<'a> {
             digest: source.begin_digest(),
             done: 0,
             drawn: 0,
+            quantize,
         }
     }
 
@@ -74,6 +89,77 @@ impl<'a> Reader<'a> {
     /// Of everything that was read.
     pub(super) fn digest(&self) -> blake3::Hash {
         self.digest.finalize()
+    }
+
+    /// The matrices of these tensors one below another, quantised if that was asked for.
+    pub(super) fn matrix<const N: usize>(
+        &mut self,
+        device: &Device,
+        specs: [&TensorSpec; N],
+    ) -> Result<DeviceMatrix, CudaLoadError> {
+        let Some(matrix) = self.room_for_quantized(device, &specs)? else {
+            return Ok(DeviceMatrix::Plain(self.stacked(device, specs)?));
+        };
+        let mut first = 0;
+        for spec in specs {
+            if let Source::Checkpoint(weights) = self.source {
+                let stored = weights.get(spec);
+                self.encode(device, &matrix, first, spec, &stored.to_vec::<f32>()?)?;
+                self.note(&stored);
+            }
+            first += spec.shape[0];
+        }
+        self.draw_quantized(device, &matrix, specs[0])?;
+        Ok(DeviceMatrix::Quantized(matrix))
+    }
+
+    /// A quantised matrix of the tensors' rows, if they are to be quantised and can be.
+    fn room_for_quantized(
+        &self,
+        device: &Device,
+        specs: &[&TensorSpec],
+    ) -> Result<Option<QuantMatrix>, GpuError> {
+        let n_in = specs[0].shape[1];
+        let n_out = specs.iter().map(|spec| spec.shape[0]).sum();
+        match self.quantize {
+            Some((format, _)) if QuantMatrix::suits(format, n_in) => {
+                QuantMatrix::zeros(device, format, (n_out, n_in), "the weights").map(Some)
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// Quantises a tensor's numbers into rows of the matrix from `first` on.
+    fn encode(
+        &self,
+        device: &Device,
+        matrix: &QuantMatrix,
+        first: usize,
+        spec: &TensorSpec,
+        values: &[f32],
+    ) -> Result<(), GpuError> {
+        let Some((format, threads)) = &self.quantize else {
+            return Ok(());
+        };
+        let n_in = spec.shape[1];
+        let mut blocks = vec![0; spec.shape[0] * format.row_bytes(n_in)];
+        format.encode(threads, n_in, values, &mut blocks);
+        matrix.set_rows(device, first, &blocks)
+    }
+
+    /// Draws a quantised matrix, where weights are drawn.
+    fn draw_quantized(
+        &mut self,
+        device: &Device,
+        matrix: &QuantMatrix,
+        spec: &TensorSpec,
+    ) -> Result<(), GpuError> {
+        let Source::Random { seed } = self.source else {
+            return Ok(());
+        };
+        self.drawn += 1;
+        let (_, deviation) = distribution(spec);
+        matrix.randomise(device, seed << 20 | self.drawn, deviation)
     }
 
     pub(super) fn tensor(&mut self, device: &Device, spec: &TensorSpec) -> Result<Buffer, CudaLoadError> {
@@ -110,16 +196,23 @@ impl<'a> Reader<'a> {
     }
 
     /// The head: rows of length one.
-    pub(super) fn head(&mut self, device: &Device, spec: &TensorSpec) -> Result<Buffer, CudaLoadError> {
+    pub(super) fn head(&mut self, device: &Device, spec: &TensorSpec) -> Result<DeviceMatrix, CudaLoadError> {
         let Source::Checkpoint(weights) = self.source else {
             // Drawn with the deviation that makes rows about that long.
-            return self.tensor(device, spec);
+            return self.matrix(device, [spec]);
         };
         let stored = weights.get(spec);
+        if let Some(matrix) = self.room_for_quantized(device, &[spec])? {
+            if let Values::F32(values) = stored.normalised(Dtype::F32)? {
+                self.encode(device, &matrix, 0, spec, &values)?;
+            }
+            self.note(&stored);
+            return Ok(DeviceMatrix::Quantized(matrix));
+        }
         let buffer = Buffer::zeros(device, spec.n_elements() * self.element.size(), "the weights")?;
         upload(device, buffer.all(), &stored.normalised(self.dtype())?)?;
         self.note(&stored);
-        Ok(buffer)
+        Ok(DeviceMatrix::Plain(buffer))
     }
 
     /// Taps of keys, then of values, in f32.

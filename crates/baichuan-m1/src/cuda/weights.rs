@@ -1,7 +1,7 @@
 //! The weights in device memory.
 
 use baichuan_kernels::ElementType;
-use baichuan_kernels::cuda::{Buffer, Device, GpuError, Product};
+use baichuan_kernels::cuda::{Buffer, Device, GpuError, Product, QuantMatrix, Weights};
 
 use super::reader::{CudaLoadError, Reader};
 use crate::config::{BaichuanConfig, LayerShape};
@@ -15,22 +15,30 @@ pub(super) struct DeviceWeights {
     /// `[hidden]`.
     pub(super) final_norm: Buffer,
     /// `[vocab][hidden]`, rows of length one.
-    pub(super) head: Buffer,
+    pub(super) head: DeviceMatrix,
     /// Cosines and sines for each width of heads.
     pub(super) angles: Vec<(usize, Buffer)>,
+}
+
+/// A projection's weights.
+pub(super) enum DeviceMatrix {
+    /// In the model's type.
+    Plain(Buffer),
+    /// Quantised while they were loaded.
+    Quantized(QuantMatrix),
 }
 
 pub(super) struct LayerWeights {
     pub(super) shape: LayerShape,
     pub(super) input_norm: Buffer,
-    pub(super) pack: Buffer,
+    pub(super) pack: DeviceMatrix,
     /// `[k, v][kv_heads][taps]`.
     pub(super) taps: Buffer,
-    pub(super) out: Buffer,
+    pub(super) out: DeviceMatrix,
     pub(super) post_norm: Buffer,
     /// Gates, then ups.
-    pub(super) gate_up: Buffer,
-    pub(super) down: Buffer,
+    pub(super) gate_up: DeviceMatrix,
+    pub(super) down: DeviceMatrix,
 }
 
 impl LayerWeights {
@@ -46,12 +54,12 @@ impl LayerWeights {
         Ok(Self {
             shape,
             input_norm: reader.tensor(device, &spec.input_norm)?,
-            pack: reader.tensor(device, &spec.pack)?,
+            pack: reader.matrix(device, [&spec.pack])?,
             taps: reader.taps(device, [&spec.taps_k, &spec.taps_v])?,
-            out: reader.tensor(device, &spec.out)?,
+            out: reader.matrix(device, [&spec.out])?,
             post_norm: reader.tensor(device, &spec.post_norm)?,
-            gate_up: reader.stacked(device, [&spec.gate, &spec.up])?,
-            down: reader.tensor(device, &spec.down)?,
+            gate_up: reader.matrix(device, [&spec.gate, &spec.up])?,
+            down: reader.matrix(device, [&spec.down])?,
         })
     }
 }
@@ -106,11 +114,23 @@ pub(super) fn angles(
     head_dims.into_iter().map(of_width).collect()
 }
 
-/// A product with `matrix`.
-pub(super) fn product(element: ElementType, matrix: &Buffer, n_out: usize, n_in: usize) -> Product<'_> {
+/// A product with `matrix`; `scratch` as of [`Weights::Quantized`].
+pub(super) fn product<'a>(
+    element: ElementType,
+    matrix: &'a DeviceMatrix,
+    scratch: &'a Buffer,
+    n_out: usize,
+    n_in: usize,
+) -> Product<'a> {
     Product {
         element,
-        matrix: matrix.all(),
+        matrix: match matrix {
+            DeviceMatrix::Plain(matrix) => Weights::Plain(matrix.all()),
+            DeviceMatrix::Quantized(matrix) => Weights::Quantized {
+                matrix,
+                scratch: scratch.all(),
+            },
+        },
         n_out,
         n_in,
     }

@@ -3,7 +3,8 @@
 use super::device::{Grid, arguments};
 use super::error::GpuError;
 use super::rows::suffixed;
-use super::{Device, Span, Step};
+use super::tensor::TensorMap;
+use super::{ConvLayer, Device, Span, Step};
 use crate::ElementType;
 
 /// One layer's cache: `[blocks][k, v][n_kv_heads][block_tokens][head_dim]`.
@@ -53,21 +54,19 @@ pub struct Attention<'a> {
     pub element: ElementType,
     /// Where cached keys and values are.
     pub cache: CacheShape<'a>,
-    /// `[rows][n_heads + 2 · n_kv_heads][head_dim]`, rotated queries first.
-    pub packed: Span<'a>,
-    /// Keys and values of chunks, see [`super::ConvLayer::fresh`].
-    pub fresh: Span<'a>,
+    /// Queries, keys and values, and what comes before attention.
+    pub conv: ConvLayer<'a>,
     /// `[rows][n_heads][head_dim]`.
     pub out: Span<'a>,
-    /// Query heads.
-    pub n_heads: usize,
-    /// For partial results, see [`Attention::scratch_bytes`].
+    /// For partial results, see [`Attention::scratch_bytes`]; zeros at first, and used for nothing else.
     pub scratch: Span<'a>,
 }
 
 /// Blocks that keep every multiprocessor of a large GPU busy several times over, so that none waits for the last.
 const BLOCKS_WANTED: usize = 1056;
 const MAX_SPLITS: usize = 64;
+/// Scratch begins with counters, one for each head of each sequence.
+const COUNTERS: usize = 16 << 10;
 const PREFILL_QUERIES: usize = 128;
 const PREFILL_KEYS: usize = 64;
 
@@ -78,12 +77,10 @@ fn splits(n_entries: usize, n_kv_heads: usize) -> usize {
 }
 
 impl Attention<'_> {
-    /// Bytes of scratch that suffice for steps of up to `n_entries` sequences: sums and norms of every part.
+    /// Bytes of scratch that suffice for steps of up to `n_entries` sequences: counters, sums and norms of every part.
     pub fn scratch_bytes(n_entries: usize, n_heads: usize, n_kv_heads: usize, head_dim: usize) -> usize {
-        (1..=n_entries)
-            .map(|n| n * splits(n, n_kv_heads) * n_heads * (head_dim * 4 + 8))
-            .max()
-            .unwrap_or(0)
+        let parts = (1..=n_entries).map(|n| n * splits(n, n_kv_heads) * n_heads * (head_dim * 4 + 8));
+        COUNTERS * 4 + parts.max().unwrap_or(0)
     }
 
     /// Whether the tensor core kernels do it.
@@ -91,66 +88,55 @@ impl Attention<'_> {
         self.element == ElementType::Bf16
             && matches!(self.cache.head_dim, 64 | 128 | 256)
             && self.cache.block_tokens.is_multiple_of(16)
-            && self.n_heads / self.cache.n_kv_heads <= 16
+            && self.conv.n_heads / self.cache.n_kv_heads <= 16
     }
 
     fn row_width(&self) -> usize {
-        (self.n_heads + 2 * self.cache.n_kv_heads) * self.cache.head_dim
+        (self.conv.n_heads + 2 * self.cache.n_kv_heads) * self.cache.head_dim
     }
 }
 
 impl Device {
-    /// Attention of the step's first `n_entries` rows, which are entries of one token each.
+    /// The step's first `n_entries` rows, which are entries of one token each: convolution, RoPE, cache writes as in
+    /// [`Device::conv_rope`], and attention.
     pub fn attend_decode(&self, step: Step, n_entries: usize, a: &Attention<'_>) -> Result<(), GpuError> {
         if n_entries == 0 {
             return Ok(());
         }
         if !a.is_fast() {
+            self.conv_rope(a.element, step, (0, n_entries), &a.cache, &a.conv)?;
             return self.attend_any(step, 0, n_entries, a);
         }
-        let d = a.cache.head_dim;
+        let (d, n_heads) = (a.cache.head_dim, a.conv.n_heads);
         let n_splits = splits(n_entries, a.cache.n_kv_heads);
-        let lines = n_entries * a.n_heads * n_splits;
-        let sums = a.scratch.holding(lines, d * 4 + 8);
+        let lines = n_entries * n_heads * n_splits;
+        assert!(
+            n_entries * a.cache.n_kv_heads <= COUNTERS,
+            "{n_entries} sequences"
+        );
+        let counters = a.scratch.holding(COUNTERS * 4 + lines * (d * 4 + 8), 1);
+        let sums = counters + COUNTERS as u64 * 4;
         let norms = sums + (lines * d * 4) as u64;
-        let q = a.packed.holding(n_entries * a.row_width(), 2);
-        let out = a.out.holding(n_entries * a.n_heads * d, 2);
-        let (stride, n_heads, scale) = (a.row_width() as i32, a.n_heads as i32, scale_log2(d));
+        let out = a.out.holding(n_entries * n_heads * d, 2);
+        let scale = scale_log2(d);
         let (kernel, stages) = match d {
-            64 => ("attend_decode_64", 4),
-            128 => ("attend_decode_128", 3),
-            _ => ("attend_decode_256", 2),
+            64 => ("attend_decode_64", 6),
+            128 => ("attend_decode_128", 4),
+            _ => ("attend_decode_256", 3),
         };
         let grid = Grid {
             blocks: [n_splits, a.cache.n_kv_heads, n_entries],
             threads: 128,
-            // Four warps' stages of 16 keys and values; afterwards four warps' sums of 16 rows in f32.
-            shared_bytes: (4 * 16 * d * (stages * 2 * 2).max(4)) as u32,
+            // Four warps' stages of 16 keys or values; afterwards four warps' sums of 16 rows in f32.
+            shared_bytes: (4 * 16 * d * (stages * 2).max(4)) as u32,
         };
-        let cache = a.cache.raw();
+        let (cache, conv) = (a.cache.raw(), a.conv.raw(a.element, &a.cache, n_entries));
         // SAFETY: parameter types as in attention_decode.cu; sizes checked above, tables by the step's maker.
         unsafe {
             self.launch(
                 kernel,
                 &grid,
-                arguments![step, cache, q, stride, out, sums, norms, n_heads, scale],
-            )?;
-        }
-        if n_splits == 1 {
-            return Ok(());
-        }
-        let grid = Grid {
-            blocks: [a.n_heads, n_entries, 1],
-            threads: d,
-            shared_bytes: 0,
-        };
-        let n_splits = n_splits as i32;
-        // SAFETY: as above.
-        unsafe {
-            self.launch(
-                "attend_join",
-                &grid,
-                arguments![step, cache, out, sums, norms, n_heads, n_splits],
+                arguments![step, cache, conv, out, sums, norms, counters, scale],
             )
         }
     }
@@ -172,24 +158,55 @@ impl Device {
             return self.attend_any(step, first_row, n_rows, a);
         }
         let d = a.cache.head_dim;
-        let grid = Grid {
-            blocks: [
-                longest.div_ceil(PREFILL_QUERIES),
-                a.n_heads,
-                n_entries - first_entry,
-            ],
-            threads: 256,
-            shared_bytes: ((PREFILL_QUERIES + 4 * PREFILL_KEYS) * d * 2) as u32,
-        };
-        let q = a.packed.holding(n_rows * a.row_width(), 2);
-        let fresh = a.fresh.holding(n_rows * 2 * a.cache.n_kv_heads * d, 2);
-        let out = a.out.holding(n_rows * a.n_heads * d, 2);
-        let (stride, n_heads, scale) = (a.row_width() as i32, a.n_heads as i32, scale_log2(d));
+        let (tiles, n_chunks) = (longest.div_ceil(PREFILL_QUERIES), n_entries - first_entry);
+        let q = a.conv.packed.holding(n_rows * a.row_width(), 2);
+        let fresh = a.conv.fresh.holding(n_rows * 2 * a.cache.n_kv_heads * d, 2);
+        let out = a.out.holding(n_rows * a.conv.n_heads * d, 2);
+        let (stride, n_heads, scale) = (a.row_width() as i32, a.conv.n_heads as i32, scale_log2(d));
         let (cache, first_entry) = (a.cache.raw(), first_entry as i32);
+        if self.has_wgmma() {
+            // As attention_wgmma.cu: queries, two stages of keys and values, barriers; aligned by hand.
+            let (kernel, keys) = match d {
+                64 => ("attend_wgmma_64", 128),
+                128 => ("attend_wgmma_128", 128),
+                _ => ("attend_wgmma_256", 64),
+            };
+            let grid = Grid {
+                blocks: [a.conv.n_heads, tiles, n_chunks],
+                threads: 384,
+                shared_bytes: (1024 + (PREFILL_QUERIES + 4 * keys) * d * 2 + 128) as u32,
+            };
+            let lines = TensorMap::new(a.cache.data, d, a.cache.data.n_bytes() / (2 * d))?;
+            let fresh = TensorMap::new(a.conv.fresh, 2 * a.cache.n_kv_heads * d, n_rows)?;
+            // SAFETY: parameter types as in attention_wgmma.cu; sizes checked above, tables by the step's maker.
+            return unsafe {
+                self.launch(
+                    kernel,
+                    &grid,
+                    arguments![
+                        step,
+                        cache,
+                        q,
+                        stride,
+                        lines,
+                        fresh,
+                        out,
+                        n_heads,
+                        scale,
+                        first_entry
+                    ],
+                )
+            };
+        }
         let kernel = match d {
             64 => "attend_prefill_64",
             128 => "attend_prefill_128",
             _ => "attend_prefill_256",
+        };
+        let grid = Grid {
+            blocks: [tiles, a.conv.n_heads, n_chunks],
+            threads: 256,
+            shared_bytes: ((PREFILL_QUERIES + 4 * PREFILL_KEYS) * d * 2) as u32,
         };
         // SAFETY: parameter types as in attention_prefill.cu; sizes checked above, tables by the step's maker.
         unsafe {
@@ -211,14 +228,18 @@ impl Device {
         let d = a.cache.head_dim;
         let size = a.element.size();
         let grid = Grid {
-            blocks: [n_rows - first_row, a.n_heads, 1],
+            blocks: [n_rows - first_row, a.conv.n_heads, 1],
             threads: 128,
             shared_bytes: (2 * d * 4) as u32,
         };
-        let q = a.packed.holding(n_rows * a.row_width(), size);
-        let fresh = a.fresh.holding(n_rows * 2 * a.cache.n_kv_heads * d, size);
-        let out = a.out.holding(n_rows * a.n_heads * d, size);
-        let (stride, n_heads, scale) = (a.row_width() as i32, a.n_heads as i32, 1.0 / (d as f32).sqrt());
+        let q = a.conv.packed.holding(n_rows * a.row_width(), size);
+        let fresh = a.conv.fresh.holding(n_rows * 2 * a.cache.n_kv_heads * d, size);
+        let out = a.out.holding(n_rows * a.conv.n_heads * d, size);
+        let (stride, n_heads, scale) = (
+            a.row_width() as i32,
+            a.conv.n_heads as i32,
+            1.0 / (d as f32).sqrt(),
+        );
         let (cache, first_row) = (a.cache.raw(), first_row as i32);
         let kernel = suffixed(a.element, "attend_any_f32", "attend_any_bf16");
         // SAFETY: parameter types as in attention_any.cu; sizes checked above, tables by the step's maker.

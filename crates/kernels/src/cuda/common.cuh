@@ -39,6 +39,16 @@ struct Cache {
   int window;     // keys a query sees, itself included; 0: all
 };
 
+// What is common to a layer's rows; mirrors `ConvLayer` in conv.rs.
+struct ConvLayer {
+  void *packed;          // [rows][(n_q + 2 n_kv) · head_dim]: q, k, v of W_pack; q is rotated in place
+  void *fresh;           // [rows][k, v][n_kv][head_dim]: convolved keys (rotated) and values of chunks
+  void *carry;           // [slot][taps - 1][k, v][n_kv][head_dim]: raw rows before the entry's first
+  const float *taps;     // [k, v][n_kv][taps], oldest token first
+  const float2 *angles;  // [position][head_dim / 2]
+  int n_q, taps_count;
+};
+
 // First element of the key (which = 0) or value (which = 1) at a position.
 template <typename T>
 __device__ __forceinline__ T *cached(const Cache &c, const Step &s, int e, int pos, int which, int head) {

@@ -26,9 +26,9 @@ pub struct ConvLayer<'a> {
     pub n_taps: usize,
 }
 
-/// Mirrors `ConvLayer` in conv.cu.
+/// Mirrors `ConvLayer` in common.cuh.
 #[repr(C)]
-struct Raw {
+pub(super) struct Raw {
     packed: u64,
     fresh: u64,
     carry: u64,
@@ -39,7 +39,7 @@ struct Raw {
 }
 
 impl ConvLayer<'_> {
-    fn raw(&self, element: ElementType, cache: &CacheShape<'_>, n_rows: usize) -> Raw {
+    pub(super) fn raw(&self, element: ElementType, cache: &CacheShape<'_>, n_rows: usize) -> Raw {
         let kv_width = cache.n_kv_heads * cache.head_dim;
         let width = self.n_heads * cache.head_dim + 2 * kv_width;
         Raw {
@@ -55,25 +55,30 @@ impl ConvLayer<'_> {
 }
 
 impl Device {
-    /// Rotates queries in place, convolves keys and values and rotates the keys. An entry of one token writes them
-    /// to its cache and shifts its carried rows; a chunk's go to `fresh` until [`Device::commit`].
+    /// Of rows from `first_row` on: rotates queries in place, convolves keys and values and rotates the keys. An entry
+    /// of one token writes them to its cache and shifts its carried rows; a chunk's go to `fresh` until
+    /// [`Device::commit`].
     pub fn conv_rope(
         &self,
         element: ElementType,
         step: Step,
-        n_rows: usize,
+        (first_row, n_rows): (usize, usize),
         cache: &CacheShape<'_>,
         layer: &ConvLayer<'_>,
     ) -> Result<(), GpuError> {
         let grid = Grid {
-            blocks: [n_rows, layer.n_heads + cache.n_kv_heads, 1],
-            threads: (cache.head_dim / 2).next_multiple_of(32).min(128),
+            blocks: [n_rows - first_row, 1, 1],
+            threads: 256,
             shared_bytes: 0,
         };
+        let kernel = match cache.head_dim.is_multiple_of(16) {
+            true => suffixed(element, "conv_rope_f32", "conv_rope_bf16_8"),
+            false => suffixed(element, "conv_rope_f32", "conv_rope_bf16"),
+        };
         let (cache, layer) = (cache.raw(), layer.raw(element, cache, n_rows));
-        let kernel = suffixed(element, "conv_rope_f32", "conv_rope_bf16");
+        let first_row = first_row as i32;
         // SAFETY: parameter types as in conv.cu; sizes checked above, blocks, slots and positions by the step's maker.
-        unsafe { self.launch(kernel, &grid, arguments![step, cache, layer]) }
+        unsafe { self.launch(kernel, &grid, arguments![step, cache, layer, first_row]) }
     }
 
     /// After a chunk's attention: its keys and values to the cache, its last raw rows to the carry. Rows from
@@ -87,13 +92,16 @@ impl Device {
         layer: &ConvLayer<'_>,
     ) -> Result<(), GpuError> {
         let grid = Grid {
-            blocks: [n_rows - first_row, cache.n_kv_heads, 1],
-            threads: cache.head_dim.next_multiple_of(32).min(256),
+            blocks: [n_rows - first_row, 1, 1],
+            threads: 256,
             shared_bytes: 0,
+        };
+        let kernel = match cache.head_dim.is_multiple_of(8) {
+            true => suffixed(element, "commit_f32", "commit_bf16_8"),
+            false => suffixed(element, "commit_f32", "commit_bf16"),
         };
         let (cache, layer) = (cache.raw(), layer.raw(element, cache, n_rows));
         let first_row = first_row as i32;
-        let kernel = suffixed(element, "commit_f32", "commit_bf16");
         // SAFETY: as in `conv_rope`.
         unsafe { self.launch(kernel, &grid, arguments![step, cache, layer, first_row]) }
     }

@@ -8,14 +8,8 @@ use std::sync::Arc;
 use cudarc::driver::{CudaContext, CudaStream, DriverError, result, sys};
 
 use super::error::{During, GpuError};
+use super::modules;
 use super::product::Products;
-
-/// Machine code and the kernels in it.
-macro_rules! module {
-    ($file:literal, $($kernel:literal),+ $(,)?) => {
-        (include_bytes!(concat!(env!("OUT_DIR"), "/", $file, ".cubin")).as_slice(), &[$($kernel),+] as &[&'static str])
-    };
-}
 
 /// Shared memory of a block that has to be asked for beyond this many bytes.
 const PLAIN_SHARED_BYTES: i32 = 48 << 10;
@@ -28,6 +22,7 @@ pub struct Device {
     stream: Arc<CudaStream>,
     kernels: HashMap<&'static str, sys::CUfunction>,
     modules: Vec<sys::CUmodule>,
+    pub(super) n_multiprocessors: usize,
     pub(super) products: RefCell<Option<Products>>,
 }
 
@@ -85,12 +80,15 @@ impl Device {
     /// Opens GPU `ordinal` and loads the kernels.
     pub fn open(ordinal: usize) -> Result<Self, GpuError> {
         let context = find(ordinal)?;
+        let attribute = sys::CUdevice_attribute_enum::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
+        let n_multiprocessors = context.attribute(attribute).during("counting multiprocessors")?;
         let stream = context.new_stream().during("making a stream")?;
         let mut device = Self {
             context,
             stream,
             kernels: HashMap::new(),
             modules: Vec::new(),
+            n_multiprocessors: n_multiprocessors.max(1) as usize,
             products: RefCell::new(None),
         };
         device.load_kernels()?;
@@ -120,56 +118,10 @@ impl Device {
     }
 
     fn load_kernels(&mut self) -> Result<(), GpuError> {
-        let modules = [
-            module!("attention_any", "attend_any_f32", "attend_any_bf16"),
-            module!(
-                "attention_decode",
-                "attend_decode_64",
-                "attend_decode_128",
-                "attend_decode_256",
-                "attend_join"
-            ),
-            module!(
-                "attention_prefill",
-                "attend_prefill_64",
-                "attend_prefill_128",
-                "attend_prefill_256"
-            ),
-            module!(
-                "conv",
-                "conv_rope_f32",
-                "conv_rope_bf16",
-                "commit_f32",
-                "commit_bf16"
-            ),
-            module!(
-                "gemv",
-                "gemv_store_8",
-                "gemv_store_16",
-                "gemv_store_f32_8",
-                "gemv_store_f32_16",
-                "gemv_add_8",
-                "gemv_add_16",
-                "gemv_swiglu_8",
-                "gemv_swiglu_16"
-            ),
-            module!(
-                "rows",
-                "embed_f32",
-                "embed_bf16",
-                "rms_norm_f32",
-                "rms_norm_bf16",
-                "swiglu_f32",
-                "swiglu_bf16",
-                "argmax",
-                "rope_table",
-                "random_f32",
-                "random_bf16",
-                "read_all"
-            ),
-            module!("sample", "sample"),
-        ];
-        for (code, names) in modules {
+        for (code, names) in modules::all() {
+            if names[0].starts_with("attend_wgmma") && !self.has_wgmma() {
+                continue;
+            }
             // SAFETY: `code` is a whole cubin made by nvcc, and names its own length.
             let module =
                 unsafe { result::module::load_data(code.as_ptr().cast()) }.during("loading kernels")?;
@@ -179,11 +131,11 @@ impl Device {
                 // SAFETY: the module was loaded above and lives as long as the device.
                 let kernel =
                     unsafe { result::module::get_function(module, symbol) }.during("finding a kernel")?;
-                if name.starts_with("attend_") {
+                if name.starts_with("attend_") || name.starts_with("gemv_") {
                     let attribute =
                         sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
                     // Static shared memory counts too: leave it room.
-                    let bytes = MAX_SHARED_BYTES as i32 - 2048;
+                    let bytes = MAX_SHARED_BYTES as i32 - 1024;
                     debug_assert!(bytes > PLAIN_SHARED_BYTES);
                     // SAFETY: a live function.
                     unsafe { result::function::set_function_attribute(kernel, attribute, bytes) }
@@ -193,6 +145,11 @@ impl Device {
             }
         }
         Ok(())
+    }
+
+    /// Whether the kernels were compiled for Hopper's own instructions.
+    pub(super) fn has_wgmma(&self) -> bool {
+        env!("BAICHUAN_CUDA_COMPUTE_CAP") == "90a"
     }
 
     /// Makes the device usable from the calling thread.

@@ -90,6 +90,16 @@ impl Span<'_> {
         self.ptr
     }
 
+    /// What comes after the first `bytes`. Panics where the span ends before.
+    pub(super) fn after(self, bytes: usize) -> Self {
+        assert!(bytes <= self.bytes, "after {bytes} bytes of {}", self.bytes);
+        Self {
+            ptr: self.ptr + bytes as u64,
+            bytes: self.bytes - bytes,
+            ..self
+        }
+    }
+
     /// The address, after a check that `count` values of `size` bytes fit.
     pub(super) fn holding(self, count: usize, size: usize) -> sys::CUdeviceptr {
         assert!(
@@ -108,9 +118,11 @@ impl Span<'_> {
     /// Copies `values` to its beginning, and waits until they are there.
     pub fn upload<T: Pod>(self, device: &Device, values: &[T]) -> Result<(), GpuError> {
         let to = self.holding(values.len(), size_of::<T>());
-        device.synchronize()?;
-        // SAFETY: `to` has room for `values`, and nothing runs that could use it.
-        unsafe { result::memcpy_htod_sync(to, values) }.during("copying to the device")
+        // In the device's own stream: a plain copy from pageable memory returns before it has arrived, and kernels of
+        // this stream would not wait for it.
+        // SAFETY: `to` has room for `values`, which live until the copy is waited for.
+        unsafe { result::memcpy_htod_async(to, values, device.stream()) }.during("copying to the device")?;
+        device.synchronize()
     }
 
     /// Its first `count` values, when all work issued so far is done.

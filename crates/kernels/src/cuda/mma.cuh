@@ -26,6 +26,21 @@ __device__ __forceinline__ void copy16(uint32_t to, const void *from, bool valid
   asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(valid ? 16 : 0)
                : "memory");
 }
+// The same for what is read once: by `policy` it leaves the L2 cache first.
+__device__ __forceinline__ uint64_t streaming_policy() {
+  uint64_t policy;
+  asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+  return policy;
+}
+__device__ __forceinline__ void copy16_stream(uint32_t to, const void *from, bool valid, uint64_t policy) {
+  asm volatile("cp.async.cg.shared.global.L2::cache_hint.L2::256B [%0], [%1], 16, %2, %3;" ::"r"(to), "l"(from),
+               "r"(valid ? 16 : 0), "l"(policy)
+               : "memory");
+}
+// BYTES, 8 or 16.
+template <int BYTES> __device__ __forceinline__ void copy_scales(uint32_t to, const void *from) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(to), "l"(from), "n"(BYTES) : "memory");
+}
 __device__ __forceinline__ void copies_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int N> __device__ __forceinline__ void copies_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
@@ -34,6 +49,7 @@ __device__ __forceinline__ uint32_t pack(float low, float high) {
   __nv_bfloat162 v = __floats2bfloat162_rn(low, high);
   return *(uint32_t *)&v;
 }
+__device__ __forceinline__ float2 unpack(uint32_t v) { return __bfloat1622float2(*(__nv_bfloat162 *)&v); }
 // Byte offset of 16-byte chunk `chunk` of row `row` in a tile of rows of D bf16. Chunks are permuted within a row,
 // so that eight rows' equal chunks lie in different banks.
 template <int D> __device__ __forceinline__ uint32_t swizzled(int row, int chunk) {

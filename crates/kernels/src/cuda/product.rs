@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 
 use cudarc::cublaslt::{result, sys};
 
-use super::device::{Grid, arguments};
 use super::error::GpuError;
-use super::{Buffer, Device, Span};
+use super::few::FEW_ROWS;
+use super::{Buffer, Device, Few, FewRows, QuantMatrix, Span};
 use crate::ElementType;
 
 /// What becomes of a product.
@@ -22,21 +22,36 @@ pub enum Output {
     AddF32,
 }
 
+/// The matrix of a product.
+#[derive(Clone, Copy)]
+pub enum Weights<'a> {
+    /// Numbers of the product's type.
+    Plain(Span<'a>),
+    /// Small integers; for bf16 activations.
+    Quantized {
+        /// The matrix.
+        matrix: &'a QuantMatrix,
+        /// Room for it in bf16, where many rows are multiplied.
+        scratch: Span<'a>,
+    },
+}
+
 /// `y[row] = matrix · x[row]` for rows of activations.
 #[derive(Clone, Copy)]
 pub struct Product<'a> {
     /// Type of matrix and activations.
     pub element: ElementType,
     /// `[n_out][n_in]`, or gates and ups, `[2 · n_out][n_in]`, for [`Device::multiply_swiglu`].
-    pub matrix: Span<'a>,
+    pub matrix: Weights<'a>,
     /// Width of the result.
     pub n_out: usize,
     /// Width of the activations.
     pub n_in: usize,
 }
 
-/// Rows up to which own kernels are used.
-const FEW_ROWS: usize = 16;
+/// Rows up to which a quantised matrix is read anew for every sixteen rows: to make bf16 of it and read that takes as
+/// long as three or four readings.
+const FEW_READINGS_ROWS: usize = 48;
 /// Algorithms of cuBLASLt that are tried for a shape.
 const CANDIDATES: usize = 8;
 const WORKSPACE_BYTES: usize = 64 << 20;
@@ -66,9 +81,21 @@ struct Plan {
     beta: f32,
 }
 
-impl Product<'_> {
-    fn suits_own_kernels(&self, n_rows: usize) -> bool {
-        self.element == ElementType::Bf16 && n_rows <= FEW_ROWS && self.n_in.is_multiple_of(32)
+impl<'a> Product<'a> {
+    /// Products of sixteen rows each, or fewer.
+    fn slices(
+        self,
+        n_rows: usize,
+        x: Span<'a>,
+        y: Span<'a>,
+        output: Output,
+    ) -> impl Iterator<Item = FewRows<'a>> {
+        (0..n_rows).step_by(FEW_ROWS).map(move |first| FewRows {
+            product: self,
+            n_rows: FEW_ROWS.min(n_rows - first),
+            x: Few::Plain(x.after(first * self.n_in * 2)),
+            y: y.after(first * self.n_out * output.size(self.element)),
+        })
     }
 }
 
@@ -82,17 +109,41 @@ impl Device {
         n_rows: usize,
         output: Output,
     ) -> Result<(), GpuError> {
-        if p.suits_own_kernels(n_rows) {
-            let (kernel, outputs) = match (output, n_rows <= 8) {
-                (Output::Store, true) => ("gemv_store_8", 16),
-                (Output::Store, false) => ("gemv_store_16", 16),
-                (Output::StoreF32, true) => ("gemv_store_f32_8", 32),
-                (Output::StoreF32, false) => ("gemv_store_f32_16", 32),
-                (Output::AddF32, true) => ("gemv_add_8", 16),
-                (Output::AddF32, false) => ("gemv_add_16", 16),
-            };
-            return self.gemv(kernel, outputs, 1, p, x, y, n_rows, output);
+        if p.suits_few(n_rows) {
+            let x = Few::Plain(x);
+            return self.multiply_few(
+                &FewRows {
+                    product: *p,
+                    n_rows,
+                    x,
+                    y,
+                },
+                output,
+            );
         }
+        match p.matrix {
+            Weights::Plain(matrix) => self.multiply_many(p, matrix, x, y, n_rows, output),
+            // Of f32 results there are many (the head's): no room for such a matrix.
+            Weights::Quantized { .. } if n_rows <= FEW_READINGS_ROWS || output == Output::StoreF32 => p
+                .slices(n_rows, x, y, output)
+                .try_for_each(|few| self.multiply_few(&few, output)),
+            Weights::Quantized { matrix, scratch } => {
+                matrix.dequantize(self, scratch)?;
+                self.multiply_many(p, scratch, x, y, n_rows, output)
+            }
+        }
+    }
+
+    /// By cuBLASLt.
+    fn multiply_many(
+        &self,
+        p: &Product<'_>,
+        matrix: Span<'_>,
+        x: Span<'_>,
+        y: Span<'_>,
+        n_rows: usize,
+        output: Output,
+    ) -> Result<(), GpuError> {
         let shape = Shape {
             n_out: p.n_out,
             n_in: p.n_in,
@@ -100,7 +151,7 @@ impl Device {
             element: p.element,
             output,
         };
-        let matrix = p.matrix.holding(p.n_out * p.n_in, p.element.size());
+        let matrix = matrix.holding(p.n_out * p.n_in, p.element.size());
         let x = x.holding(n_rows * p.n_in, p.element.size());
         let y = y.holding(n_rows * p.n_out, output.size(p.element));
         let mut products = self.products.borrow_mut();
@@ -126,13 +177,21 @@ impl Device {
         act: Span<'_>,
         n_rows: usize,
     ) -> Result<(), GpuError> {
-        if p.suits_own_kernels(n_rows) {
-            let kernel = if n_rows <= 8 {
-                "gemv_swiglu_8"
-            } else {
-                "gemv_swiglu_16"
-            };
-            return self.gemv(kernel, 16, 2, p, x, act, n_rows, Output::Store);
+        if p.suits_few(n_rows) {
+            let (x, y) = (Few::Plain(x), act);
+            return self.swiglu_few(&FewRows {
+                product: *p,
+                n_rows,
+                x,
+                y,
+            });
+        }
+        if let Weights::Quantized { .. } = p.matrix
+            && n_rows <= FEW_READINGS_ROWS
+        {
+            return p
+                .slices(n_rows, x, act, Output::Store)
+                .try_for_each(|few| self.swiglu_few(&few));
         }
         let both = Product {
             n_out: 2 * p.n_out,
@@ -141,35 +200,10 @@ impl Device {
         self.multiply(&both, x, scratch, n_rows, Output::Store)?;
         self.swiglu(p.element, scratch, act, n_rows, p.n_out)
     }
-
-    #[allow(clippy::too_many_arguments)]
-    fn gemv(
-        &self,
-        kernel: &'static str,
-        outputs_of_block: usize,
-        n_matrices: usize,
-        p: &Product<'_>,
-        x: Span<'_>,
-        y: Span<'_>,
-        n_rows: usize,
-        output: Output,
-    ) -> Result<(), GpuError> {
-        let grid = Grid {
-            blocks: [p.n_out.div_ceil(outputs_of_block), 1, 1],
-            threads: 256,
-            shared_bytes: 0,
-        };
-        let matrix = p.matrix.holding(n_matrices * p.n_out * p.n_in, 2);
-        let x = x.holding(n_rows * p.n_in, 2);
-        let y = y.holding(n_rows * p.n_out, output.size(p.element));
-        let (n_out, n_in, n_rows) = (p.n_out as i32, p.n_in as i32, n_rows as i32);
-        // SAFETY: parameter types as in gemv.cu; sizes checked above.
-        unsafe { self.launch(kernel, &grid, arguments![matrix, x, y, n_out, n_in, n_rows]) }
-    }
 }
 
 impl Output {
-    fn size(self, element: ElementType) -> usize {
+    pub(super) fn size(self, element: ElementType) -> usize {
         match self {
             Output::Store => element.size(),
             Output::StoreF32 | Output::AddF32 => 4,

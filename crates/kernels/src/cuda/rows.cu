@@ -15,20 +15,39 @@ extern "C" __global__ void embed_bf16(Step s, const bf16 *t, float *x, int w) { 
 // y[i] = x[rows[i]] / rms · weight, the sum of squares in f32; `rows` null: y[i] of x[i]. One block a row.
 template <typename T>
 __device__ void rms_norm(const float *x, const T *weight, T *y, float *y32, const int *rows, int width, float eps) {
+  constexpr int KEPT = 4;  // groups of four numbers that a thread keeps between the passes
   __shared__ float scratch[33];
   begin();
   const float *from = x + (size_t)(rows ? rows[blockIdx.x] : blockIdx.x) * width;
-  float sum = 0.f;
-  if (width % 4 == 0) {
-    for (int i = threadIdx.x; i < width / 4; i += blockDim.x) {
-      float4 v = ((const float4 *)from)[i];
-      sum += v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w;
-    }
-  } else {
-    for (int i = threadIdx.x; i < width; i += blockDim.x) sum += from[i] * from[i];
-  }
-  float scale = rsqrtf(block_sum(sum, scratch) / width + eps);
   size_t at = (size_t)blockIdx.x * width;
+  float sum = 0.f;
+  if (width % 4 == 0 && width <= (int)blockDim.x * 4 * KEPT) {
+    float4 v[KEPT];
+#pragma unroll
+    for (int k = 0; k < KEPT; k++) {
+      int i = k * blockDim.x + threadIdx.x;
+      v[k] = i < width / 4 ? ((const float4 *)from)[i] : make_float4(0.f, 0.f, 0.f, 0.f);
+    }
+#pragma unroll
+    for (int k = 0; k < KEPT; k++) sum += v[k].x * v[k].x + v[k].y * v[k].y + v[k].z * v[k].z + v[k].w * v[k].w;
+    float scale = rsqrtf(block_sum(sum, scratch) / width + eps);
+#pragma unroll
+    for (int k = 0; k < KEPT; k++) {
+      int i = (k * blockDim.x + threadIdx.x) * 4;
+      if (i >= width) break;
+      struct alignas(sizeof(T) * 4) Four {
+        T at[4];
+      } w = *(const Four *)(weight + i), rounded;
+      float four[4] = {v[k].x, v[k].y, v[k].z, v[k].w};
+#pragma unroll
+      for (int j = 0; j < 4; j++) rounded.at[j] = from_f32<T>(four[j] = four[j] * scale * to_f32(w.at[j]));
+      *(Four *)(y + at + i) = rounded;
+      if (y32) *(float4 *)(y32 + at + i) = make_float4(four[0], four[1], four[2], four[3]);
+    }
+    return;
+  }
+  for (int i = threadIdx.x; i < width; i += blockDim.x) sum += from[i] * from[i];
+  float scale = rsqrtf(block_sum(sum, scratch) / width + eps);
   for (int i = threadIdx.x; i < width; i += blockDim.x) {
     float v = from[i] * scale * to_f32(weight[i]);
     y[at + i] = from_f32<T>(v);

@@ -51,7 +51,7 @@ impl Device {
     ) -> Result<(), GpuError> {
         let grid = Grid {
             blocks: [n_rows, 1, 1],
-            threads: if width >= 4096 { 1024 } else { 256 },
+            threads: if width >= 4096 { 512 } else { 256 },
             shared_bytes: 0,
         };
         let x = if rows.is_some() {

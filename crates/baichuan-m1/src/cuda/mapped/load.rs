@@ -5,17 +5,17 @@ use std::collections::BTreeMap;
 use baichuan_engine::model::ModelSpec;
 use baichuan_engine::{CacheBudget, CachePlan, Dtype, EngineConfig, LoadError, LoadRequest};
 use baichuan_kernels::cuda::{Buffer, Choices, Device, Pinned, StepBuffer, StepTables};
-use baichuan_kernels::{ElementType, Threads};
+use baichuan_kernels::{ElementType, GgmlFormat, Threads};
 
 use super::{MappedModel, On, Stage};
 use crate::cache;
 use crate::config::{BaichuanConfig, Span};
 use crate::cuda::CudaModel;
 use crate::cuda::host_part::HostPart;
-use crate::cuda::load::{RESERVE_BYTES, check, element_of, load_error, weights_error, within};
+use crate::cuda::load::{RESERVE_BYTES, check, element_of, load_error, quantize, weights_error, within};
 use crate::cuda::memory::{self, Activations, Caches};
-use crate::cuda::reader::{Reader, Source};
-use crate::cuda::weights::{DeviceWeights, LayerWeights, angles};
+use crate::cuda::reader::{Reader, Source, bytes_of};
+use crate::cuda::weights::{DeviceMatrix, DeviceWeights, LayerWeights, angles};
 use crate::device_map::{Demand, Gpu, places, segments};
 use crate::layout::{self, LayerSpec};
 use crate::load::{HostReader, LoadOptions, free_memory};
@@ -27,6 +27,7 @@ struct Setup<'a> {
     config: &'a BaichuanConfig,
     source: Source<'a>,
     element: ElementType,
+    isq: Option<GgmlFormat>,
     threads: Threads,
     max_context: usize,
 }
@@ -37,7 +38,7 @@ impl MappedModel {
         request: &LoadRequest<'_>,
         config: &BaichuanConfig,
         source: Source<'_>,
-        dtype: Dtype,
+        (dtype, isq): (Dtype, Option<GgmlFormat>),
         threads: Threads,
     ) -> Result<(Self, blake3::Hash), LoadError> {
         let setup = Setup {
@@ -45,6 +46,7 @@ impl MappedModel {
             config,
             source,
             element: element_of(dtype)?,
+            isq,
             threads,
             max_context: config
                 .max_positions
@@ -91,13 +93,13 @@ impl Setup<'_> {
             let weights: usize = LayerSpec::new(config, index, shape)
                 .into_array()
                 .iter()
-                .map(layout::TensorSpec::n_elements)
+                .map(|spec| bytes_of(spec, self.element, self.isq))
                 .sum();
             let tokens = match shape.span {
                 Span::Global => self.max_context,
                 Span::Sliding { window } => self.max_context.min(window),
             };
-            ((weights + tokens * 2 * shape.kv_width()) * size) as u64
+            (weights + tokens * 2 * shape.kv_width() * size) as u64
         });
         let ends = layout::embedding(config).n_elements() * 2 * size;
         Demand {
@@ -124,13 +126,18 @@ impl Setup<'_> {
         let host_options = LoadOptions {
             dtype: Some(dtype),
             cache_dtype: Some(dtype),
-            isq: None,
+            isq: self.isq,
             threads: self.threads.clone(),
             engine: self.request.engine,
             progress: self.request.progress,
         };
 
-        let mut reader = Reader::new(self.source, self.element, self.request.progress);
+        let mut reader = Reader::new(
+            self.source,
+            self.element,
+            self.request.progress,
+            quantize(dtype, self.isq)?,
+        );
         let mut on_host = match self.source {
             Source::Checkpoint(weights) => Some(HostReader::new(weights, &host_options)),
             Source::Random { .. } => None,
@@ -191,7 +198,7 @@ impl Setup<'_> {
                 None => (
                     empty().map_err(load_error)?,
                     empty().map_err(load_error)?,
-                    empty().map_err(load_error)?,
+                    DeviceMatrix::Plain(empty().map_err(load_error)?),
                 ),
             };
             let weights = DeviceWeights {
@@ -201,8 +208,9 @@ impl Setup<'_> {
                 head,
                 angles: angles(&device, &config, self.max_context).map_err(load_error)?,
             };
-            let activations =
-                Activations::new(&device, &config, self.element, self.request.engine).map_err(load_error)?;
+            let engine = self.request.engine;
+            let activations = Activations::new(&device, &config, self.element, engine, self.isq.is_some())
+                .map_err(load_error)?;
             parts.push((device, config, weights, activations));
         }
         let plan = self.plan(&parts, &with_layers(config, &host_layers))?;
