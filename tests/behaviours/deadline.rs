@@ -150,3 +150,34 @@ async fn a_request_that_is_done_in_time_does_not_notice() {
     );
     server.stop().await;
 }
+
+#[tokio::test]
+async fn what_cannot_be_done_in_time_by_recent_rates_is_refused_at_once() {
+    let gate = Gate::new();
+    let server = TestServer::start(Setup::fake(Fake::gated(&gate))).await;
+    // A slow past: one prompt of a few tokens took a while.
+    gate.close();
+    let slow = server.client.generate(text("slow", 2)).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    gate.open();
+    slow.collect().await.unwrap();
+    until_idle(&server.client, "").await;
+    let mut request = text("", 5);
+    request.prompt = Some(prompt::text("x".repeat(3000)));
+    request.time_limit_ms = Some(1000);
+    let refused = refusal(server.client.generate(request.clone()).await);
+    assert_eq!(
+        (refused.code, refused.reason.as_deref()),
+        (Code::DeadlineExceeded, Some("DEADLINE_UNREACHABLE")),
+        "{refused:?}"
+    );
+    assert!(
+        refused.metadata["needs_ms"].parse::<u64>().unwrap() > 1000,
+        "{refused:?}"
+    );
+    assert_eq!(refused.metadata["completion_tokens"], "0");
+    // With time enough the same request is served.
+    request.time_limit_ms = Some(3_600_000);
+    server.client.generate_unary(request).await.unwrap();
+    server.stop().await;
+}

@@ -35,6 +35,7 @@ mod slow_client;
 mod soak;
 mod stop_strings;
 mod structured_output;
+mod tenants;
 mod tls;
 mod tokenize;
 mod tokens;

@@ -1,6 +1,6 @@
 //! One step after another: schedule → forward → sample → emit. Synchronous; the clock is passed in.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -9,15 +9,15 @@ use crate::completion::{Answer, Completion, Vocabulary};
 use crate::config::EngineConfig;
 use crate::error::RequestError;
 use crate::event::{Embedded, Event, Prefilled, Timings};
-use crate::ids::{SeqId, TokenId};
+use crate::ids::{SeqId, TenantId, TokenId};
 use crate::kv::SequenceCache;
 use crate::model::{CausalLm, Rows, StepOutput};
 use crate::pooler::Pooler;
 use crate::queue::{Place, Queue};
 use crate::rate::RateMeter;
 use crate::request::{GenerateRequest, Request};
-use crate::scheduler::{Plan, PlanItem, Scheduler, StepLimits};
-use crate::stats::{EngineHealth, EngineStats, Measured, PoolStats, Totals};
+use crate::scheduler::{Plan, PlanItem, Scheduler, Standing, StepLimits};
+use crate::stats::{EngineHealth, EngineStats, Measured, PoolStats, TenantLoad, Totals};
 
 use self::state::{Group, Sequence, Work, gather_prompt_logprobs};
 
@@ -56,6 +56,7 @@ pub(crate) struct EngineCore<M> {
     measured: Measured,
     decode_rate: RateMeter,
     prefill_rate: RateMeter,
+    decode_step_rate: RateMeter,
     failures_in_a_row: u32,
     panicked: bool,
     clock: Box<dyn Fn() -> Instant + Send>,
@@ -89,6 +90,7 @@ impl<M: CausalLm> EngineCore<M> {
             measured: Measured::default(),
             decode_rate: RateMeter::default(),
             prefill_rate: RateMeter::default(),
+            decode_step_rate: RateMeter::default(),
             failures_in_a_row: 0,
             panicked: false,
             clock: Box::new(clock),
@@ -111,6 +113,7 @@ impl<M: CausalLm> EngineCore<M> {
         let id = request.id().clone();
         let first = self.next_seq_id();
         let mut max_chunk = usize::MAX;
+        let account = *request.account();
         let (arrived, priority) = match &request {
             Request::Embed(embed) => (embed.arrived, embed.priority),
             Request::Generate(generate) => (generate.arrived, generate.priority),
@@ -135,7 +138,12 @@ impl<M: CausalLm> EngineCore<M> {
         self.next_group += 1;
         self.totals.requests += 1;
         self.n_unadmitted += 1;
-        self.scheduler.add(first, priority, tokens.len(), max_chunk);
+        let standing = Standing {
+            tenant: account.tenant,
+            weight: account.weight,
+            priority,
+        };
+        self.scheduler.add(first, standing, tokens.len(), max_chunk);
         self.sequences.insert(first, Sequence { group, tokens, work });
         let sequences = vec![first];
         self.groups.insert(
@@ -289,6 +297,7 @@ impl<M: CausalLm> EngineCore<M> {
         let prefilled = total - decoded;
         if decoded > 0 {
             self.decode_rate.record(decoded, elapsed);
+            self.decode_step_rate.record(1, elapsed);
         }
         if prefilled > 0 {
             self.prefill_rate.record(prefilled, elapsed);
@@ -470,10 +479,26 @@ impl<M: CausalLm> EngineCore<M> {
         }
     }
 
+    fn tenants(&self) -> Vec<TenantLoad> {
+        let (running, waiting) = (self.scheduler.running_by_tenant(), self.queue.tenants());
+        let all: BTreeSet<TenantId> = running.keys().chain(waiting.keys()).copied().collect();
+        let load = |tenant: TenantId| {
+            let waits = waiting.get(&tenant).copied().unwrap_or_default();
+            TenantLoad {
+                tenant,
+                running: running.get(&tenant).copied().unwrap_or_default(),
+                waiting: waits.requests,
+                waiting_tokens: waits.tokens,
+            }
+        };
+        all.into_iter().map(load).collect()
+    }
+
     /// Load and counters, now.
     pub(crate) fn stats(&self, draining: bool) -> EngineStats {
         let accounts = self.scheduler.accounts();
         let plan = accounts.plan();
+        let queued = self.queue.waiting();
         let pool = |pool: &crate::kv::Pool, block_bytes| PoolStats {
             used: pool.n_used(),
             total: pool.total(),
@@ -482,8 +507,9 @@ impl<M: CausalLm> EngineCore<M> {
         };
         EngineStats {
             running: self.scheduler.n_running(),
-            waiting: self.queue.requests() + self.scheduler.n_waiting().saturating_sub(self.n_unadmitted),
-            waiting_tokens: self.queue.tokens(),
+            waiting: queued.requests + self.scheduler.n_waiting().saturating_sub(self.n_unadmitted),
+            waiting_tokens: queued.tokens,
+            tenants: self.tenants(),
             global: pool(accounts.global(), plan.global_block_bytes),
             window: pool(accounts.window(), plan.window_block_bytes),
             slots_used: accounts.slots().n_used(),
@@ -495,6 +521,7 @@ impl<M: CausalLm> EngineCore<M> {
             measured: self.measured,
             decode_rate: self.decode_rate.per_second(),
             prefill_rate: self.prefill_rate.per_second(),
+            decode_step_rate: self.decode_step_rate.per_second(),
             draining,
             health: EngineHealth::Running,
         }

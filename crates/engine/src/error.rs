@@ -69,6 +69,31 @@ pub enum SubmitError {
         /// When room is likely.
         retry_after: Duration,
     },
+    /// As much of the request's tenant waits as may.
+    #[error(
+        "{waiting} requests with {waiting_tokens} prompt tokens of this tenant wait already, its share of the queue is \
+         {limit} requests and {token_limit} tokens"
+    )]
+    TenantShare {
+        /// Requests of the tenant that wait.
+        waiting: usize,
+        /// How many may.
+        limit: usize,
+        /// Tokens of their prompts.
+        waiting_tokens: usize,
+        /// How many may.
+        token_limit: usize,
+        /// When room is likely.
+        retry_after: Duration,
+    },
+    /// The request cannot be done in time, even if all goes much faster than lately.
+    #[error("needs at least {needs:?} by recent rates, {left:?} are left")]
+    DeadlineUnreachable {
+        /// How long it takes at least.
+        needs: Duration,
+        /// Until its deadline.
+        left: Duration,
+    },
     /// The backend is shutting down and takes nothing new.
     #[error("the model is draining")]
     Draining,

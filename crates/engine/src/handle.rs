@@ -14,6 +14,7 @@ use crate::config::EngineConfig;
 use crate::core::{EngineCore, Job};
 use crate::error::{LoadError, SubmitError};
 use crate::model::CausalLm;
+use crate::pace::Pace;
 use crate::queue::Queue;
 use crate::request::Request;
 use crate::stats::EngineStats;
@@ -122,8 +123,11 @@ impl Backend for EngineHandle {
             Request::Generate(generate) => generate.check_against(vocab_size, max_context)?,
             Request::Embed(embed) => embed.check_against(vocab_size, max_context)?,
         }
-        let prefill_rate = inner.stats.borrow().prefill_rate;
-        let place = inner.queue.enter(request.tokens().len(), prefill_rate)?;
+        let pace = Pace::of(&inner.stats.borrow());
+        pace.check_deadline(&request, inner.queue.waiting_of(request.account().tenant))?;
+        let place = inner
+            .queue
+            .enter(request.account(), request.tokens().len(), pace.prefill_rate)?;
         let (sink, stream) = EventSink::channel(inner.event_buffer);
         self.send(Command::Submit(Box::new(Job {
             request,

@@ -51,3 +51,7 @@ impl BlockId {
         bytemuck::cast_slice(ids)
     }
 }
+
+/// Whose requests share a place in the queue and turns of the engine. Small numbers, given by who uses the engine.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TenantId(pub u32);

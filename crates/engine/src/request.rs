@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use crate::error::{Violation, Violations};
 use crate::grammar::Grammar;
-use crate::ids::{RequestId, TokenId};
+use crate::ids::{RequestId, TenantId, TokenId};
 
 mod sampling;
 mod stopping;
@@ -37,11 +37,49 @@ impl Request {
         }
     }
 
+    /// On whose account it runs.
+    pub fn account(&self) -> &Account {
+        match self {
+            Self::Generate(r) => &r.account,
+            Self::Embed(r) => &r.account,
+        }
+    }
+
+    /// Until when its answer is of use.
+    pub fn deadline(&self) -> Option<Instant> {
+        match self {
+            Self::Generate(r) => r.deadline,
+            Self::Embed(r) => r.deadline,
+        }
+    }
+
     /// Its prompt or input.
     pub fn tokens(&self) -> &[TokenId] {
         match self {
             Self::Generate(r) => &r.prompt,
             Self::Embed(r) => &r.tokens,
+        }
+    }
+}
+
+/// On whose account a request runs.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Account {
+    /// Who.
+    pub tenant: TenantId,
+    /// Its share of the engine beside other tenants', in proportion; at least 1.
+    pub weight: u32,
+    /// Share of the queue it may fill, of requests and of tokens: above 0, at most 1.
+    pub queue_share: f64,
+}
+
+/// The only tenant there is.
+impl Default for Account {
+    fn default() -> Self {
+        Self {
+            tenant: TenantId::default(),
+            weight: 1,
+            queue_share: 1.0,
         }
     }
 }
@@ -65,6 +103,10 @@ pub struct GenerateRequest {
     pub priority: i32,
     /// When the request reached the server; queue time counts from here.
     pub arrived: Instant,
+    /// On whose account.
+    pub account: Account,
+    /// Until when its answer is of use; a request that cannot be done by then is refused.
+    pub deadline: Option<Instant>,
 }
 
 /// Make a vector of an input.
@@ -80,6 +122,10 @@ pub struct EmbedRequest {
     pub priority: i32,
     /// When the request reached the server.
     pub arrived: Instant,
+    /// On whose account.
+    pub account: Account,
+    /// Until when its answer is of use; a request that cannot be done by then is refused.
+    pub deadline: Option<Instant>,
 }
 
 /// How token vectors, after the final norm, become one.

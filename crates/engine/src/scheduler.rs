@@ -3,33 +3,62 @@
 //! Pure bookkeeping: lengths, ranks and cache memory; no tokens, no tensors, no channels, no clock.
 //! [`crate::core`] carries out the plan.
 //!
-//! Decodes go first, then prompts under way, then new ones, each in order of rank: priority, then age. When
-//! memory runs out, the lowest rank is preempted: it gives everything back and is computed again from its
-//! tokens. As the highest rank is never preempted and any one sequence fits the pools, something always advances.
+//! Decodes go first. What is left of a step goes to the tenant that has had least for its weight ([`shares`]), token by
+//! token; inside a tenant prompts under way go before new ones, each in order of rank: priority, then age. When memory
+//! runs out, the lowest rank of the tenant that has had most is preempted: it gives everything back and is computed
+//! again from its tokens. As who comes first is never preempted and any one sequence fits the pools, something always
+//! advances. A tenant with nothing running need not wait for the end of others' long completions: one that has had more
+//! and has several running gives one of them up.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::ids::SeqId;
+use crate::ids::{SeqId, TenantId};
 use crate::kv::{CacheAccounts, CachePlan, ForkCopy, SequenceCache};
 
+mod shares;
 #[cfg(test)]
 mod tests;
 
-/// Who goes first: the lower priority number, then the older.
+use shares::Shares;
+
+/// Who goes first inside a tenant: the lower priority number, then the older. Tenants stand in no order here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Rank {
+    tenant: TenantId,
     priority: i32,
     id: SeqId,
+}
+
+/// Whose a sequence is and how urgent to them.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Standing {
+    pub(crate) tenant: TenantId,
+    pub(crate) weight: u32,
+    pub(crate) priority: i32,
+}
+
+/// Of what the engine does on its own account.
+impl Default for Standing {
+    fn default() -> Self {
+        Self {
+            tenant: TenantId::default(),
+            weight: 1,
+            priority: 0,
+        }
+    }
 }
 
 /// A sequence as the scheduler sees it.
 #[derive(Debug)]
 struct Progress {
     rank: Rank,
+    standing: Standing,
     /// Tokens known: prompt and generated.
     len: usize,
     /// Of these, how many are cached.
     computed: usize,
+    /// Up to here its tenant was charged: what is computed again costs it nothing.
+    charged: usize,
     /// New tokens in a step at most.
     chunk: usize,
     /// Whether it was preempted since it last ran; such a one comes back only when it fits whole.
@@ -82,6 +111,7 @@ pub(crate) struct StepLimits {
 pub(crate) struct Scheduler {
     limits: StepLimits,
     accounts: CacheAccounts,
+    shares: Shares,
     sequences: BTreeMap<SeqId, Progress>,
     running: BTreeSet<Rank>,
     waiting: BTreeSet<Rank>,
@@ -99,6 +129,7 @@ impl Scheduler {
         Self {
             limits,
             accounts: CacheAccounts::new(plan),
+            shares: Shares::default(),
             sequences: BTreeMap::new(),
             running: BTreeSet::new(),
             waiting: BTreeSet::new(),
@@ -121,6 +152,15 @@ impl Scheduler {
         self.waiting.len()
     }
 
+    /// Sequences of each tenant that hold memory.
+    pub(crate) fn running_by_tenant(&self) -> BTreeMap<TenantId, usize> {
+        let mut counts = BTreeMap::new();
+        for rank in &self.running {
+            *counts.entry(rank.tenant).or_default() += 1;
+        }
+        counts
+    }
+
     /// The most rows that any sequence has held in one sliding layer.
     pub(crate) fn window_rows_peak(&self) -> usize {
         self.window_rows_peak
@@ -132,15 +172,22 @@ impl Scheduler {
     }
 
     /// A new sequence of `len` tokens, which waits. `max_chunk` bounds its part of a step.
-    pub(crate) fn add(&mut self, id: SeqId, priority: i32, len: usize, max_chunk: usize) {
-        let rank = Rank { priority, id };
+    pub(crate) fn add(&mut self, id: SeqId, standing: Standing, len: usize, max_chunk: usize) {
+        let rank = Rank {
+            tenant: standing.tenant,
+            priority: standing.priority,
+            id,
+        };
+        self.shares.enter(standing.tenant, standing.weight);
         let chunk = max_chunk.min(self.limits.prefill_chunk_tokens);
         self.sequences.insert(
             id,
             Progress {
                 rank,
+                standing,
                 len,
                 computed: 0,
+                charged: 0,
                 chunk,
                 preempted: false,
                 cache: None,
@@ -152,17 +199,17 @@ impl Scheduler {
     /// A copy of a running sequence, which runs too if there is room and else waits to compute for itself.
     pub(crate) fn fork(&mut self, parent: SeqId, child: SeqId) -> Option<ForkCopy> {
         let parent = &self.sequences[&parent];
-        let (priority, len, computed, chunk) =
-            (parent.rank.priority, parent.len, parent.computed, parent.chunk);
+        let (standing, len, computed, chunk) = (parent.standing, parent.len, parent.computed, parent.chunk);
         let forked = parent
             .cache
             .as_ref()
             .and_then(|cache| self.accounts.fork(cache, computed));
-        self.add(child, priority, len, chunk);
+        self.add(child, standing, len, chunk);
         let (cache, copy) = forked?;
         let progress = self.sequences.get_mut(&child)?;
         progress.cache = Some(cache);
         progress.computed = computed;
+        progress.charged = computed;
         self.waiting.remove(&progress.rank);
         self.running.insert(progress.rank);
         Some(copy)
@@ -183,6 +230,7 @@ impl Scheduler {
         self.running.remove(&progress.rank);
         self.waiting.remove(&progress.rank);
         self.suspects.remove(&progress.rank);
+        self.shares.leave(progress.rank.tenant);
         if let Some(cache) = progress.cache {
             scrub(&cache);
             self.accounts.close(cache);
@@ -192,56 +240,143 @@ impl Scheduler {
     /// Plans a step and takes the memory it needs. `scrub` sees what preempted sequences give back.
     pub(crate) fn plan(&mut self, mut scrub: impl FnMut(&SequenceCache)) -> Plan {
         let mut plan = Plan::default();
+        self.shares.settle();
         if let Some(suspect) = self.suspects.first().copied() {
             self.plan_alone(suspect, &mut plan, &mut scrub);
             return plan;
         }
-        let mut budget = self.step_tokens;
-
-        let decodes_then_prefills = {
-            let is_decode = |r: &&Rank| {
+        let (decodes, mut under_way): (Vec<Rank>, Vec<Rank>) = {
+            let is_decode = |r: &Rank| {
                 let p = &self.sequences[&r.id];
                 p.len - p.computed == 1
             };
-            let (decodes, prefills): (Vec<_>, Vec<_>) = self.running.iter().partition(is_decode);
-            decodes
-                .into_iter()
-                .chain(prefills)
-                .copied()
-                .collect::<Vec<Rank>>()
+            let mut running: Vec<Rank> = self.running.iter().copied().collect();
+            running.sort_by_key(|rank| self.turn(rank));
+            running.into_iter().partition(is_decode)
         };
-        for rank in decodes_then_prefills {
-            if budget == 0 {
-                break;
-            }
-            if !self.running.contains(&rank) {
-                continue; // preempted for the sake of one before it
-            }
-            let progress = &self.sequences[&rank.id];
-            let n_tokens = (progress.len - progress.computed).min(progress.chunk).min(budget);
-            let end = progress.computed + n_tokens;
-            if self.make_room(rank, end, &mut plan, &mut scrub) {
-                budget -= n_tokens;
-                self.push_item(rank.id, n_tokens, &mut plan);
-            }
+        for rank in decodes {
+            self.extend(rank, &mut plan, &mut scrub);
         }
 
-        while budget > 0 && plan.preempted.is_empty() {
-            let Some(rank) = self.waiting.first().copied() else {
-                break;
-            };
-            let progress = &self.sequences[&rank.id];
-            let n_tokens = progress.len.min(progress.chunk).min(budget);
-            if progress.preempted && !self.running.is_empty() && !self.accounts.fits(progress.len, 1) {
+        let (mut may_admit, mut any_prompt) = (true, false);
+        loop {
+            let waiting = self
+                .next_waiting()
+                .filter(|_| may_admit && plan.preempted.is_empty());
+            if self.budget(&plan) == 0 {
+                // As many decodes as a step holds: only then does nobody's prompt get a turn.
+                if let Some(rank) = waiting.filter(|_| !any_prompt)
+                    && self.make_way(rank, &mut plan, &mut scrub)
+                {
+                    self.begin(rank, &mut plan);
+                }
                 break;
             }
-            if !self.admit(rank, n_tokens, &mut plan) {
-                break;
+            let next = (0..under_way.len()).min_by_key(|at| self.turn_so_far(&under_way[*at]));
+            match (next, waiting) {
+                (Some(at), waiting)
+                    if waiting.is_none_or(|rank| {
+                        self.shares.time(under_way[at].tenant) <= self.shares.time(rank.tenant)
+                    }) =>
+                {
+                    let rank = under_way.swap_remove(at);
+                    any_prompt |= self.extend(rank, &mut plan, &mut scrub);
+                }
+                (_, Some(rank)) => {
+                    let began = self.begin(rank, &mut plan)
+                        || (self.make_way(rank, &mut plan, &mut scrub) && self.begin(rank, &mut plan));
+                    any_prompt |= began;
+                    may_admit = began;
+                }
+                (_, None) => break,
             }
-            budget -= n_tokens;
-            self.push_item(rank.id, n_tokens, &mut plan);
         }
         plan
+    }
+
+    /// Tokens that a step has left.
+    fn budget(&self, plan: &Plan) -> usize {
+        self.step_tokens.saturating_sub(plan.n_tokens())
+    }
+
+    /// When it is a sequence's turn, as things stood when the step began to be planned.
+    fn turn(&self, rank: &Rank) -> (u64, Rank) {
+        (self.shares.settled(rank.tenant), *rank)
+    }
+
+    /// The same, with what the step has already cost its tenant.
+    fn turn_so_far(&self, rank: &Rank) -> (u64, Rank) {
+        (self.shares.time(rank.tenant), *rank)
+    }
+
+    /// The first of those who wait, of the tenant whose turn it is.
+    fn next_waiting(&self) -> Option<Rank> {
+        let mut firsts: Vec<Rank> = Vec::new();
+        let mut from = Some(TenantId(0));
+        while let Some(tenant) = from {
+            let least = Rank {
+                tenant,
+                priority: i32::MIN,
+                id: SeqId(0),
+            };
+            let first = self.waiting.range(least..).next().copied();
+            from = first.and_then(|rank| rank.tenant.0.checked_add(1)).map(TenantId);
+            firsts.extend(first);
+        }
+        firsts.into_iter().min_by_key(|rank| self.turn_so_far(rank))
+    }
+
+    /// Plans the next part of a running sequence, if there is room; whether it did.
+    fn extend(&mut self, rank: Rank, plan: &mut Plan, scrub: &mut impl FnMut(&SequenceCache)) -> bool {
+        let budget = self.budget(plan);
+        if budget == 0 || !self.running.contains(&rank) {
+            return false; // preempted for the sake of one before it
+        }
+        let progress = &self.sequences[&rank.id];
+        let n_tokens = (progress.len - progress.computed).min(progress.chunk).min(budget);
+        let end = progress.computed + n_tokens;
+        let has_room = self.make_room(rank, end, plan, scrub);
+        if has_room {
+            self.push_item(rank.id, n_tokens, plan);
+        }
+        has_room
+    }
+
+    /// Plans the first part of a waiting sequence, if there is room; whether it did.
+    fn begin(&mut self, rank: Rank, plan: &mut Plan) -> bool {
+        let progress = &self.sequences[&rank.id];
+        let n_tokens = progress.len.min(progress.chunk).min(self.budget(plan));
+        let comes_back_whole =
+            !progress.preempted || self.running.is_empty() || self.accounts.fits(progress.len, 1);
+        let begins = n_tokens > 0 && comes_back_whole && self.admit(rank, n_tokens, plan);
+        if begins {
+            self.push_item(rank.id, n_tokens, plan);
+        }
+        begins
+    }
+
+    /// Preempts one sequence for a tenant that has none running: of a tenant that has had more, and has several. What
+    /// has to be computed again for it is on the account of who came.
+    fn make_way(&mut self, rank: Rank, plan: &mut Plan, scrub: &mut impl FnMut(&SequenceCache)) -> bool {
+        let running = self.running_by_tenant();
+        if running.contains_key(&rank.tenant) {
+            return false;
+        }
+        let had = self.shares.time(rank.tenant);
+        let gives = |other: &&Rank| running[&other.tenant] > 1 && self.shares.time(other.tenant) > had;
+        let last = self
+            .running
+            .iter()
+            .filter(gives)
+            .max_by_key(|other| self.turn(other))
+            .copied();
+        let Some(other) = last else {
+            return false;
+        };
+        let lost = self.sequences[&other.id].computed;
+        self.preempt(other, plan, scrub);
+        self.shares.charge(rank.tenant, lost);
+        true
     }
 
     /// Gives a waiting sequence a slot, and memory for its first tokens, if there is any.
@@ -275,8 +410,9 @@ impl Scheduler {
             if has_room {
                 return self.push_item(rank.id, n_tokens, plan);
             }
-            let lowest_other = self.running.iter().rev().find(|other| **other != rank).copied();
-            let Some(other) = lowest_other else { return };
+            let others = self.running.iter().filter(|other| **other != rank);
+            let last = others.max_by_key(|other| self.turn(other)).copied();
+            let Some(other) = last else { return };
             self.preempt(other, plan, scrub);
         }
     }
@@ -326,6 +462,8 @@ impl Scheduler {
         let progress = &self.sequences[&id];
         let start = progress.computed;
         let completes = start + n_tokens == progress.len;
+        let fresh = (start + n_tokens).saturating_sub(progress.charged);
+        self.shares.charge(progress.rank.tenant, fresh);
         plan.items.push(PlanItem {
             id,
             start,
@@ -340,7 +478,7 @@ impl Scheduler {
         }
     }
 
-    /// Grows a running sequence to `tokens`, preempting lower ranks as needed, at last itself.
+    /// Grows a running sequence to `tokens`, preempting who comes after it as needed, at last itself.
     fn make_room(
         &mut self,
         rank: Rank,
@@ -358,11 +496,12 @@ impl Scheduler {
             if self.accounts.grow(cache, tokens) {
                 return true;
             }
-            let Some(lowest) = self.running.last().copied() else {
+            let last = self.running.iter().max_by_key(|other| self.turn(other)).copied();
+            let Some(last) = last else {
                 return false;
             };
-            self.preempt(lowest, plan, scrub);
-            if lowest == rank {
+            self.preempt(last, plan, scrub);
+            if last == rank {
                 return false;
             }
         }
@@ -372,8 +511,12 @@ impl Scheduler {
         self.running.remove(&rank);
         self.waiting.insert(rank);
         plan.preempted.push(rank.id);
-        plan.items.retain(|item| item.id != rank.id);
+        plan.admitted.retain(|id| *id != rank.id);
         if let Some(progress) = self.sequences.get_mut(&rank.id) {
+            for item in plan.items.extract_if(.., |item| item.id == rank.id) {
+                let fresh = (item.start + item.n_tokens).saturating_sub(progress.charged);
+                self.shares.refund(rank.tenant, fresh);
+            }
             progress.computed = 0;
             progress.preempted = true;
             if let Some(cache) = progress.cache.take() {
@@ -395,6 +538,7 @@ impl Scheduler {
         for item in &plan.items {
             if let Some(progress) = self.sequences.get_mut(&item.id) {
                 progress.computed = item.start + item.n_tokens;
+                progress.charged = progress.charged.max(progress.computed);
                 if item.completes {
                     self.suspects.remove(&progress.rank);
                 }

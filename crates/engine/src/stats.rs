@@ -1,5 +1,7 @@
 //! An engine's load and health, as it publishes them after every step.
 
+use crate::ids::TenantId;
+
 /// A snapshot of an engine.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct EngineStats {
@@ -27,8 +29,12 @@ pub struct EngineStats {
     pub totals: Totals,
     /// Since start.
     pub measured: Measured,
-    /// Tokens decoded per second over the last seconds.
+    /// Tenants that have something running or waiting.
+    pub tenants: Vec<TenantLoad>,
+    /// Tokens decoded per second over the last seconds, of all sequences together.
     pub decode_rate: f64,
+    /// Steps per second that decoded: the pace of one sequence.
+    pub decode_step_rate: f64,
     /// Prompt tokens computed per second over the last seconds.
     pub prefill_rate: f64,
     /// Whether new requests are refused because the engine drains.
@@ -47,6 +53,19 @@ pub enum EngineHealth {
     Recovering,
     /// A step has taken longer than any may; requests have ended and none are taken.
     Stuck,
+}
+
+/// What one tenant has in an engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TenantLoad {
+    /// Who.
+    pub tenant: TenantId,
+    /// Sequences that hold cache memory.
+    pub running: usize,
+    /// Requests that wait for it.
+    pub waiting: usize,
+    /// Tokens of the prompts that wait.
+    pub waiting_tokens: usize,
 }
 
 /// One pool of blocks.

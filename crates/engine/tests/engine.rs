@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use baichuan_engine::event::{Event, FinishReason};
 use baichuan_engine::request::{
-    GenerateRequest, OutputOptions, Request, RequestLimits, SamplingOptions, StoppingOptions,
+    Account, GenerateRequest, OutputOptions, Request, RequestLimits, SamplingOptions, StoppingOptions,
 };
 use baichuan_engine::testing::{FakeOptions, StepHook, fake_engine};
 use baichuan_engine::{
@@ -43,6 +43,8 @@ fn request(max_tokens: u32) -> Request {
         grammar: None,
         priority: 0,
         arrived: Instant::now(),
+        account: Account::default(),
+        deadline: None,
     }))
 }
 

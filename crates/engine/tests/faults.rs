@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use baichuan_engine::event::Event;
 use baichuan_engine::request::{
-    GenerateRequest, OutputOptions, Request, RequestLimits, SamplingOptions, StoppingOptions,
+    Account, GenerateRequest, OutputOptions, Request, RequestLimits, SamplingOptions, StoppingOptions,
 };
 use baichuan_engine::stats::EngineHealth;
 use baichuan_engine::testing::{FakeOptions, Fault, Release, StepHook, VOCAB_SIZE, fake_engine, logits};
@@ -59,8 +59,11 @@ fn request(prompt: Vec<u32>) -> Request {
         sampling: sampling.validate(&limits, 0).unwrap(),
         stopping: stopping.validate(&limits, 1).unwrap(),
         output: OutputOptions::default(),
+        grammar: None,
         priority: 0,
         arrived: Instant::now(),
+        account: Account::default(),
+        deadline: None,
     }))
 }
 

@@ -45,7 +45,12 @@ impl App {
         Ok(Arc::new(Self {
             calls: Arc::default(),
             text: TextPool::new(&config.requests),
-            metrics: Arc::new(Metrics::new(&models, health.subscribe(), tls.clone())),
+            metrics: Arc::new(Metrics::new(
+                &models,
+                health.subscribe(),
+                auth.tenants().clone(),
+                tls.clone(),
+            )),
             auth,
             tls,
             health,

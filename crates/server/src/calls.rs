@@ -46,6 +46,8 @@ pub(crate) struct Call {
     owner: Arc<str>,
     /// When it reached the server.
     pub(crate) arrived: Instant,
+    /// Until when it may take.
+    pub(crate) deadline: Option<Instant>,
     interrupt: Pin<Box<dyn Future<Output = Interrupt> + Send>>,
     calls: Arc<Calls>,
     _running: TaskTrackerToken,
@@ -94,6 +96,7 @@ impl Calls {
             id,
             owner: owner.clone(),
             arrived: Instant::now(),
+            deadline: deadline.map(tokio::time::Instant::into_std),
             interrupt: Box::pin(interrupt),
             calls: self.clone(),
             _running: running,

@@ -37,6 +37,9 @@ pub(crate) enum ApiError {
     /// The call's time is up.
     #[error("the time limit passed {phase}, after {} of its tokens", .usage.completion_tokens)]
     DeadlineExceeded { phase: Phase, usage: Usage },
+    /// The call's time is too short for what it asks, whatever happens.
+    #[error("the request needs at least {needs:?} by recent rates, {left:?} of its time are left")]
+    DeadlineUnreachable { needs: Duration, left: Duration },
     /// The caller ended the call by Abort and its method has no other way to say so.
     #[error("the request was aborted")]
     Aborted,
@@ -59,6 +62,7 @@ pub(crate) enum ApiError {
 pub(crate) enum Exhausted {
     Queue,
     TokenBudget,
+    TenantQuota,
     SlowClient,
     MessageSize,
 }
@@ -120,6 +124,16 @@ impl ApiError {
         Self::Invalid(Violation::new(field, message).into())
     }
 
+    /// Whether the request was not taken at all, for no fault of its own.
+    pub(crate) fn is_refusal(&self) -> bool {
+        match self {
+            Self::Exhausted { reason, .. } => *reason != Exhausted::SlowClient,
+            Self::Unavailable(what) => *what != Unavailable::Ended,
+            Self::DeadlineUnreachable { .. } => true,
+            _ => false,
+        }
+    }
+
     /// Writes the cause of an internal error to the log, once.
     pub(crate) fn log(&self, id: &RequestId) {
         if let Self::Internal { cause } = self {
@@ -147,6 +161,12 @@ impl From<SubmitError> for ApiError {
                 message,
                 retry_after: Some(retry_after),
             },
+            SubmitError::TenantShare { retry_after, .. } => Self::Exhausted {
+                reason: Exhausted::TenantQuota,
+                message,
+                retry_after: Some(retry_after),
+            },
+            SubmitError::DeadlineUnreachable { needs, left } => Self::DeadlineUnreachable { needs, left },
             SubmitError::Draining => Self::Unavailable(Unavailable::Draining),
             SubmitError::Dead => Self::Unavailable(Unavailable::EngineStopped),
         }

@@ -19,6 +19,7 @@ use crate::config::Service;
 use crate::identity::tenant::Group;
 
 mod admin;
+mod admission;
 mod control;
 mod convert;
 mod embed;
@@ -30,7 +31,7 @@ mod meta;
 mod models;
 pub(crate) mod pipeline;
 pub(crate) mod serve;
-mod status;
+pub(crate) mod status;
 mod text;
 mod vllm;
 

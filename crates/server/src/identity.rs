@@ -16,6 +16,7 @@ use crate::grpc::Face;
 use crate::reload::{Reload, Watched};
 use crate::tls::Peer;
 
+mod bucket;
 mod jwt;
 pub(crate) mod tenant;
 mod tokens;
@@ -80,6 +81,11 @@ impl Authenticator {
             anonymous,
             open_health: auth.open_health,
         })
+    }
+
+    /// All tenants there are.
+    pub(crate) fn tenants(&self) -> &Arc<Tenants> {
+        &self.tenants
     }
 
     /// The files that may change.

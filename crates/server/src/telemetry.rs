@@ -7,6 +7,7 @@ pub(crate) mod logging;
 pub(crate) mod metrics;
 pub(crate) mod names;
 pub(crate) mod rpc_metrics;
+pub(crate) mod tenant_metrics;
 pub(crate) mod tls_metrics;
 
 pub use logging::{LogFilter, LogSetupError, Terminal, init};

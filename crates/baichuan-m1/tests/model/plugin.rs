@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use baichuan_engine::event::Event;
 use baichuan_engine::request::{
-    GenerateRequest, OutputOptions, Request, RequestLimits, SamplingOptions, StoppingOptions,
+    Account, GenerateRequest, OutputOptions, Request, RequestLimits, SamplingOptions, StoppingOptions,
 };
 use baichuan_engine::{
     Backend, CacheBudget, CacheConfig, Checkpoint, Dtype, EngineConfig, EventStream, LoadError, LoadProgress,
@@ -61,6 +61,8 @@ fn greedy(prompt: Vec<u32>, max_tokens: usize) -> Request {
         grammar: None,
         priority: 0,
         arrived: Instant::now(),
+        account: Account::default(),
+        deadline: None,
     }))
 }
 

@@ -10,7 +10,7 @@ use super::{EngineCore, scrub_if};
 use crate::error::{RequestError, StepError};
 use crate::ids::SeqId;
 use crate::model::{CausalLm, Rows, StepBatch, StepEntry, StepOutput, Wants};
-use crate::scheduler::{Plan, Scheduler};
+use crate::scheduler::{Plan, Scheduler, Standing};
 
 /// Failed steps, with none between that did not fail, after which it is the model. Two are one bad request.
 const MAX_FAILURES_IN_A_ROW: u32 = 8;
@@ -150,7 +150,7 @@ impl<M: CausalLm> EngineCore<M> {
         let mut scheduler = Scheduler::new(self.limits, self.model.spec().cache);
         let token = self.vocabulary.eos_token_ids.first().copied().unwrap_or(0);
         let id = SeqId(u64::MAX);
-        scheduler.add(id, 0, 2, 2);
+        scheduler.add(id, Standing::default(), 2, 2);
         for tokens in [vec![token; 2], vec![token]] {
             let plan = scheduler.plan(|_| {});
             let Some(cache) = scheduler.cache(id) else {

@@ -9,7 +9,7 @@ use super::*;
 use crate::error::StepError;
 use crate::event::FinishReason;
 use crate::ids::TokenId;
-use crate::request::{Pooling, SamplingOptions, StoppingOptions};
+use crate::request::{Account, Pooling, SamplingOptions, StoppingOptions};
 use crate::testing::{self, EOS, FakeModel, byte_tokenizer};
 
 use self::bench::*;
@@ -375,7 +375,7 @@ fn a_request_that_fails_every_step_it_is_in_is_refused_alone() {
 fn a_client_that_does_not_read_is_cut_off_alone() {
     let mut bench = Bench::new(&roomy());
     let reader = bench.submit(request(generate(&[1], greedy(), max_tokens(30))));
-    let place = bench.queue.enter(1, 0.0).unwrap();
+    let place = bench.queue.enter(&Account::default(), 1, 0.0).unwrap();
     let (sink, mut lazy) = EventSink::channel(4);
     bench.core.submit(Job {
         request: request(generate(&[2], greedy(), max_tokens(30))),
@@ -542,7 +542,7 @@ fn the_clock_is_the_one_passed_in() {
     core.submit(Job {
         request: request(generate),
         sink,
-        place: queue.enter(1, 0.0).unwrap(),
+        place: queue.enter(&Account::default(), 1, 0.0).unwrap(),
         span: tracing::Span::none(),
     });
     while !core.is_idle() {

@@ -5,6 +5,8 @@ use crate::config::{CacheBudget, CacheConfig, EngineConfig};
 use crate::kv::CacheSpec;
 use proptest::prelude::*;
 
+mod tenants;
+
 const BLOCK: usize = 4;
 const WINDOW: usize = 10;
 
@@ -36,7 +38,23 @@ fn scheduler(global: usize, window: usize, slots: usize, paged: bool, rotating: 
 }
 
 fn add(scheduler: &mut Scheduler, id: u64, priority: i32, len: usize) -> SeqId {
-    scheduler.add(SeqId(id), priority, len, usize::MAX);
+    add_of(scheduler, (0, 1), id, priority, len)
+}
+
+/// Of a tenant of a weight.
+fn add_of(
+    scheduler: &mut Scheduler,
+    (tenant, weight): (u32, u32),
+    id: u64,
+    priority: i32,
+    len: usize,
+) -> SeqId {
+    let standing = Standing {
+        tenant: TenantId(tenant),
+        weight,
+        priority,
+    };
+    scheduler.add(SeqId(id), standing, len, usize::MAX);
     SeqId(id)
 }
 
@@ -157,7 +175,7 @@ fn a_copy_without_room_waits_and_computes_for_itself() {
 
 #[derive(Clone, Debug)]
 enum Act {
-    Add { priority: i32, len: usize },
+    Add { tenant: u32, priority: i32, len: usize },
     Fork,
     Cancel(prop::sample::Index),
     Step,
@@ -165,7 +183,7 @@ enum Act {
 
 fn act() -> impl Strategy<Value = Act> {
     prop_oneof![
-        3 => (-1..2i32, 1..24usize).prop_map(|(priority, len)| Act::Add { priority, len }),
+        3 => (0..3u32, -1..2i32, 1..24usize).prop_map(|(tenant, priority, len)| Act::Add { tenant, priority, len }),
         1 => Just(Act::Fork),
         1 => any::<prop::sample::Index>().prop_map(Act::Cancel),
         6 => Just(Act::Step),
@@ -214,8 +232,8 @@ proptest! {
         for act in acts {
             next += 1;
             match act {
-                Act::Add { priority, len } => {
-                    s.add(SeqId(next), priority, len, usize::MAX);
+                Act::Add { tenant, priority, len } => {
+                    add_of(&mut s, (tenant, tenant + 1), next, priority, len);
                     left.insert(SeqId(next), TOKENS);
                 }
                 Act::Cancel(which) if !left.is_empty() => {

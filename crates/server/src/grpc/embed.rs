@@ -9,12 +9,21 @@ use baichuan_engine::{Backend, EventStream, RequestId, SubmitError};
 use baichuan_proto::v1;
 use futures::stream::{self, StreamExt, TryStreamExt};
 
+use super::admission;
 use super::convert::embed::{self, Input, Options};
 use super::convert::{Findings, clamp, events, model, prompt};
 use super::meta::Meta;
 use crate::app::App;
 use crate::calls::Interrupt;
 use crate::error::{ApiError, Phase, Unavailable};
+use crate::identity::tenant::Tenant;
+
+/// Whose an input is, and its times.
+pub(super) struct By {
+    pub(super) tenant: Arc<Tenant>,
+    pub(super) arrived: Instant,
+    pub(super) deadline: Option<Instant>,
+}
 
 /// Answers an `Embed`.
 pub(super) async fn embed(
@@ -29,8 +38,13 @@ pub(super) async fn embed(
         meta.limit(app, request.time_limit_ms),
     )?;
     let backend = meta.backend(app, &request.model)?;
-    let arrived = call.arrived;
-    let work = embed_all(app, id, &backend, arrived, request);
+    let by = By {
+        tenant: meta.identity()?.tenant.clone(),
+        arrived: call.arrived,
+        deadline: call.deadline,
+    };
+    let _running = admission::begin(app, &by.tenant)?;
+    let work = embed_all(app, id, &backend, &by, request);
     call.run(work)
         .await
         .unwrap_or_else(|interrupt| Err(interrupted(interrupt, Usage::default())))
@@ -52,7 +66,7 @@ async fn embed_all(
     app: &Arc<App>,
     id: &RequestId,
     backend: &Arc<dyn Backend>,
-    arrived: Instant,
+    by: &By,
     request: v1::EmbedRequest,
 ) -> Result<v1::EmbedResponse, ApiError> {
     let info = backend.info();
@@ -104,20 +118,23 @@ async fn embed_all(
     }
 
     let prompt_tokens = inputs.iter().map(|i| i.tokens.len()).sum();
+    let charge = admission::charge(app, &by.tenant, inputs.len(), prompt_tokens)?;
     let truncated: Vec<bool> = inputs.iter().map(|i| i.truncated).collect();
-    let embedded: Vec<Embedded> = stream::iter(inputs.into_iter().enumerate())
+    let embedded: Result<Vec<Embedded>, ApiError> = stream::iter(inputs.into_iter().enumerate())
         .map(|(i, input)| {
             let id = RequestId::new(format!("{id}[{i}]"));
-            one(app, backend, id, input, &options, arrived)
+            one(app, backend, id, input, &options, by)
         })
         .buffered(app.config.requests.embed_in_flight)
         .try_collect()
-        .await?;
+        .await;
+    charge.settle(&embedded);
+    let embedded = embedded?;
 
     if let Some(metrics) = app.metrics.model(&info.name) {
         metrics.embed_requests.inc();
     }
-    let timings = whole(embedded.iter().map(|e| &e.timings), arrived.elapsed());
+    let timings = whole(embedded.iter().map(|e| &e.timings), by.arrived.elapsed());
     let embeddings = embedded
         .iter()
         .zip(truncated)
@@ -146,10 +163,10 @@ pub(super) async fn one(
     id: RequestId,
     input: Input,
     options: &Options,
-    arrived: Instant,
+    by: &By,
 ) -> Result<Embedded, ApiError> {
     let n_tokens = input.tokens.len();
-    let mut events = submit(backend, id, input, options, arrived)?;
+    let mut events = submit(backend, id, input, options, by)?;
     loop {
         match events.next().await {
             Some(Event::Embedded(embedded)) => {
@@ -175,14 +192,16 @@ fn submit(
     id: RequestId,
     input: Input,
     options: &Options,
-    arrived: Instant,
+    by: &By,
 ) -> Result<EventStream, SubmitError> {
     backend.submit(Request::Embed(EmbedRequest {
         id,
         tokens: input.tokens,
         pooling: options.pooling,
         priority: options.priority,
-        arrived,
+        arrived: by.arrived,
+        account: by.tenant.account(),
+        deadline: by.deadline,
     }))
 }
 

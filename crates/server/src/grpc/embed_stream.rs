@@ -12,20 +12,27 @@ use baichuan_proto::v1;
 use futures::stream::{self, BoxStream, StreamExt};
 use tonic::{Status, Streaming};
 
+use super::admission;
 use super::convert::embed::{self, Options};
 use super::convert::{Findings, events, model, prompt};
-use super::embed::{interrupted, one};
+use super::embed::{By, interrupted, one};
 use super::meta::{Meta, failure};
 use super::pipeline::transport_error;
 use crate::app::App;
 use crate::calls::Call;
 use crate::error::{ApiError, Phase};
+use crate::identity::tenant::{Running, Tenant};
 
 /// What all inputs of a stream share.
 struct Shared {
     app: Arc<App>,
     id: RequestId,
     backend: Arc<dyn Backend>,
+    tenant: Arc<Tenant>,
+    /// While the stream lives, it is one running call.
+    _running: Running,
+    /// Of the whole stream.
+    deadline: Option<Instant>,
     options: Options,
     /// Per input.
     time_limit: Option<Duration>,
@@ -65,6 +72,8 @@ fn start(
     let call = app
         .calls
         .begin(&meta.identity()?.owner, id.clone(), meta.limit(app, None))?;
+    let tenant = meta.identity()?.tenant.clone();
+    let running = admission::begin(app, &tenant)?;
     let backend = meta.backend(app, &options.model)?;
     let mut findings = Findings::default();
     let checked = embed::check_options(&options, backend.info(), &mut findings);
@@ -84,6 +93,9 @@ fn start(
         app: app.clone(),
         id: id.clone(),
         backend,
+        tenant,
+        _running: running,
+        deadline: call.deadline,
         options: checked,
         time_limit: options.time_limit_ms.map(|ms| Duration::from_millis(ms.into())),
     });
@@ -195,7 +207,16 @@ async fn embed_one(
     }
     let truncated = input.truncated;
     let id = RequestId::new(format!("{}[{}]", shared.id, request.index));
-    let embedded = one(app, &shared.backend, id, input, &options, arrived).await?;
+    let own_deadline = shared.time_limit.and_then(|limit| arrived.checked_add(limit));
+    let by = By {
+        tenant: shared.tenant.clone(),
+        arrived,
+        deadline: [own_deadline, shared.deadline].into_iter().flatten().min(),
+    };
+    let charge = admission::charge(app, &by.tenant, 1, input.tokens.len())?;
+    let embedded = one(app, &shared.backend, id, input, &options, &by).await;
+    charge.settle(&embedded);
+    let embedded = embedded?;
     let embedding = options.encode(request.index, &embedded.values, embedded.tokens, truncated);
     Ok((embedding, embedded.tokens))
 }

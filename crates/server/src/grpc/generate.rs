@@ -10,18 +10,22 @@ use baichuan_engine::{Backend, EventStream, RequestId};
 use baichuan_proto::v1;
 use baichuan_proto::v1::generate_response::Event as WireEvent;
 
+use super::admission;
 use super::convert::events::{self, End};
 use super::convert::{clamp, generate, prompt};
 use super::meta::Meta;
 use crate::app::App;
 use crate::calls::{Call, Interrupt};
 use crate::error::{ApiError, Phase, Unavailable};
+use crate::identity::tenant::{Running, Tenant};
 use crate::telemetry::metrics::{ModelMetrics, observe};
 
 /// A generation that runs. Dropping it cancels it.
 pub(super) struct Generation {
     app: Arc<App>,
     call: Call,
+    tenant: Arc<Tenant>,
+    _running: Running,
     backend: Arc<dyn Backend>,
     metrics: Option<Arc<ModelMetrics>>,
     /// Absent when the call was interrupted before it was submitted.
@@ -60,6 +64,8 @@ pub(super) async fn start(
         id.clone(),
         meta.limit(app, request.time_limit_ms),
     )?;
+    let tenant = meta.identity()?.tenant.clone();
+    let running = admission::begin(app, &tenant)?;
     let backend = meta.backend(app, &request.model)?;
     let info = backend.info();
     let valid = generate::check(request, info, rand::random())?;
@@ -95,13 +101,20 @@ pub(super) async fn start(
                 grammar,
                 priority: valid.priority,
                 arrived: call.arrived,
+                account: tenant.account(),
+                deadline: call.deadline,
             }));
-            (Some(backend.submit(request)?), None, prompt_tokens)
+            let charge = admission::charge(app, &tenant, 1, prompt_tokens)?;
+            let submitted = backend.submit(request).map_err(ApiError::from);
+            charge.settle(&submitted);
+            (Some(submitted?), None, prompt_tokens)
         }
     };
     Ok(Generation {
         app: app.clone(),
         call,
+        tenant,
+        _running: running,
         metrics: app.metrics.model(&info.name),
         events,
         interrupted,
@@ -207,6 +220,7 @@ impl Generation {
 
     fn grown(&mut self, delta: Delta) {
         let n_new = delta.token_ids.len();
+        self.tenant.used_completion(n_new);
         if self.first_token.is_none() {
             self.first_token(delta.at);
         }

@@ -68,7 +68,7 @@ impl Pipeline {
     ) -> Result<Response<Watched>, Infallible> {
         let mut request = request.map(Body::new);
         let id = name(request.headers_mut());
-        let rpc = self.app.metrics.rpc.start(request.uri().path());
+        let mut rpc = self.app.metrics.rpc.start(request.uri().path());
         match self
             .app
             .auth
@@ -78,6 +78,7 @@ impl Pipeline {
                 // Nothing behind this point has a use for it.
                 request.headers_mut().remove(AUTHORIZATION);
                 if let Some(identity) = identity {
+                    rpc.is_of(identity.tenant.name());
                     request.extensions_mut().insert(identity);
                 }
             }

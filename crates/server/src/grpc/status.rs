@@ -63,6 +63,20 @@ pub(crate) fn status(error: &ApiError, id: &RequestId) -> Status {
             inform(&mut details, "DEADLINE_EXCEEDED", usage_metadata(usage));
             Code::DeadlineExceeded
         }
+        ApiError::DeadlineUnreachable { needs, left } => {
+            let milliseconds = |time: &Duration| time.as_millis().to_string();
+            let [prompt, completion, total, cached] = usage_metadata(&Usage::default());
+            let metadata = [
+                ("needs_ms", milliseconds(needs)),
+                ("left_ms", milliseconds(left)),
+                prompt,
+                completion,
+                total,
+                cached,
+            ];
+            inform(&mut details, "DEADLINE_UNREACHABLE", metadata);
+            Code::DeadlineExceeded
+        }
         ApiError::Aborted => {
             inform(&mut details, "ABORTED", []);
             Code::Cancelled
@@ -111,6 +125,7 @@ pub(crate) fn exhausted(reason: Exhausted) -> &'static str {
     match reason {
         Exhausted::Queue => "QUEUE_FULL",
         Exhausted::TokenBudget => "TOKEN_BUDGET",
+        Exhausted::TenantQuota => "TENANT_QUOTA",
         Exhausted::SlowClient => "SLOW_CLIENT",
         Exhausted::MessageSize => "MESSAGE_TOO_LARGE",
     }
@@ -207,6 +222,19 @@ mod tests {
                 exhausted(Exhausted::TokenBudget),
                 Code::ResourceExhausted,
                 "TOKEN_BUDGET",
+            ),
+            (
+                exhausted(Exhausted::TenantQuota),
+                Code::ResourceExhausted,
+                "TENANT_QUOTA",
+            ),
+            (
+                ApiError::DeadlineUnreachable {
+                    needs: Duration::from_secs(2),
+                    left: Duration::from_secs(1),
+                },
+                Code::DeadlineExceeded,
+                "DEADLINE_UNREACHABLE",
             ),
             (
                 exhausted(Exhausted::SlowClient),

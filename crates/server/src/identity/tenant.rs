@@ -1,11 +1,17 @@
-//! What each tenant may use.
+//! What each tenant may use, how much of it, and how much it has used.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
+use baichuan_engine::TenantId;
+use baichuan_engine::request::Account;
+
+use super::bucket::Bucket;
 use crate::config::{OTHER, Service, TenantConfig};
-use crate::error::{ApiError, Denied};
+use crate::error::{ApiError, Denied, Exhausted};
 
 /// Models' name in an allow-list that means every model.
 const ALL: &str = "*";
@@ -44,9 +50,31 @@ impl Group {
     }
 }
 
+/// Share of the newest call in the mean time of calls.
+const NEWEST: f64 = 0.2;
+/// What calls take, before any has ended.
+const UNKNOWN: Duration = Duration::from_secs(1);
+/// Sooner makes no difference.
+const LEAST_DELAY: Duration = Duration::from_millis(50);
+
 /// A tenant.
 pub(crate) struct Tenant {
+    id: TenantId,
     config: TenantConfig,
+    requests: Option<Bucket>,
+    tokens: Option<Bucket>,
+    running: AtomicUsize,
+    /// Mean seconds of its calls.
+    call_seconds: Mutex<Option<f64>>,
+    prompt_tokens: AtomicU64,
+    completion_tokens: AtomicU64,
+}
+
+/// A call of a tenant, running while this lives.
+pub(crate) struct Running {
+    tenant: Arc<Tenant>,
+    /// Absent for one that was refused: its time says nothing of others'.
+    since: Option<Instant>,
 }
 
 impl fmt::Debug for Tenant {
@@ -56,8 +84,121 @@ impl fmt::Debug for Tenant {
 }
 
 impl Tenant {
-    fn new(config: TenantConfig) -> Self {
-        Self { config }
+    fn new(id: TenantId, config: TenantConfig) -> Self {
+        let now = Instant::now();
+        // A second's worth of requests, or one, and a minute's worth of tokens may come at once.
+        let requests = config
+            .requests_per_second
+            .map(|rate| Bucket::new(rate, rate.max(1.0), now));
+        let tokens = config.tokens_per_minute.map(|tokens| {
+            let tokens = tokens as f64;
+            Bucket::new(tokens / 60.0, tokens, now)
+        });
+        Self {
+            id,
+            config,
+            requests,
+            tokens,
+            running: AtomicUsize::new(0),
+            call_seconds: Mutex::new(None),
+            prompt_tokens: AtomicU64::new(0),
+            completion_tokens: AtomicU64::new(0),
+        }
+    }
+
+    /// Its number in engines.
+    pub(crate) fn id(&self) -> TenantId {
+        self.id
+    }
+
+    /// On whose account its requests run in engines.
+    pub(crate) fn account(&self) -> Account {
+        Account {
+            tenant: self.id,
+            weight: self.config.weight,
+            queue_share: self.config.queue_share,
+        }
+    }
+
+    /// A call begins, if it may have one more at once.
+    pub(crate) fn begin(self: &Arc<Self>) -> Result<Running, ApiError> {
+        let running = self.running.fetch_add(1, Ordering::Relaxed);
+        let mut begun = Running {
+            tenant: self.clone(),
+            since: Some(Instant::now()),
+        };
+        match self.config.max_concurrent {
+            Some(limit) if running >= limit => {
+                begun.since = None;
+                // One of so many ends, each after as long as they took lately.
+                let mean = *self.call_seconds.lock().unwrap_or_else(PoisonError::into_inner);
+                let seconds = mean.unwrap_or(UNKNOWN.as_secs_f64()) / limit as f64;
+                let message = format!(
+                    "{running} calls of this tenant run already, it may have {limit} (max_concurrent)"
+                );
+                Err(over_quota(
+                    message,
+                    Duration::try_from_secs_f64(seconds).unwrap_or(UNKNOWN),
+                ))
+            }
+            _ => Ok(begun),
+        }
+    }
+
+    /// Takes so many requests, and tokens of their prompts, of what it may have.
+    pub(crate) fn charge(&self, requests: usize, tokens: usize) -> Result<(), ApiError> {
+        let now = Instant::now();
+        if let Some(bucket) = &self.requests {
+            bucket.take(requests as f64, now).map_err(|wait| {
+                let limit = self.config.requests_per_second.unwrap_or_default();
+                over_quota(format!("this tenant may make {limit} requests per second"), wait)
+            })?;
+        }
+        if let Some(bucket) = &self.tokens {
+            bucket.take(tokens as f64, now).map_err(|wait| {
+                self.refund(requests, 0);
+                let limit = self.config.tokens_per_minute.unwrap_or_default();
+                over_quota(format!("this tenant may use {limit} tokens per minute"), wait)
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Gives back what was charged for requests that were not taken.
+    pub(crate) fn refund(&self, requests: usize, tokens: usize) {
+        let now = Instant::now();
+        if let Some(bucket) = &self.requests {
+            bucket.spend(-(requests as f64), now);
+        }
+        if let Some(bucket) = &self.tokens {
+            bucket.spend(-(tokens as f64), now);
+        }
+    }
+
+    /// Requests with so many prompt tokens were taken; they are charged already.
+    pub(crate) fn used_prompt(&self, tokens: usize) {
+        self.prompt_tokens.fetch_add(tokens as u64, Ordering::Relaxed);
+    }
+
+    /// So many tokens were generated.
+    pub(crate) fn used_completion(&self, tokens: usize) {
+        self.completion_tokens.fetch_add(tokens as u64, Ordering::Relaxed);
+        if let Some(bucket) = &self.tokens {
+            bucket.spend(tokens as f64, Instant::now());
+        }
+    }
+
+    /// Tokens used since start: of prompts, and generated.
+    pub(crate) fn tokens_used(&self) -> (u64, u64) {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        (read(&self.prompt_tokens), read(&self.completion_tokens))
+    }
+
+    /// Share used of its tokens per minute, where they are limited.
+    pub(crate) fn token_quota_used(&self) -> Option<f64> {
+        self.tokens
+            .as_ref()
+            .map(|bucket| bucket.used(Instant::now()).max(0.0))
     }
 
     /// Its configured name.
@@ -94,6 +235,28 @@ impl Tenant {
     }
 }
 
+fn over_quota(message: String, wait: Duration) -> ApiError {
+    ApiError::Exhausted {
+        reason: Exhausted::TenantQuota,
+        message,
+        retry_after: Some(wait.max(LEAST_DELAY)),
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.tenant.running.fetch_sub(1, Ordering::Relaxed);
+        let Some(since) = self.since else { return };
+        let took = since.elapsed().as_secs_f64();
+        let mut mean = self
+            .tenant
+            .call_seconds
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        *mean = Some(mean.map_or(took, |mean| mean + NEWEST * (took - mean)));
+    }
+}
+
 /// All tenants.
 #[derive(Debug)]
 pub(crate) struct Tenants {
@@ -107,8 +270,8 @@ impl Tenants {
             by_name: BTreeMap::new(),
             by_san: HashMap::new(),
         };
-        for config in configs {
-            let tenant = Arc::new(Tenant::new(config.clone()));
+        for (number, config) in (0..).zip(configs) {
+            let tenant = Arc::new(Tenant::new(TenantId(number), config.clone()));
             for san in &config.sans {
                 tenants.by_san.insert(san.clone(), tenant.clone());
             }
@@ -125,5 +288,10 @@ impl Tenants {
     /// The tenant that one of a certificate's names is of.
     pub(crate) fn of_sans(&self, sans: &[String]) -> Option<&Arc<Tenant>> {
         sans.iter().find_map(|san| self.by_san.get(san))
+    }
+
+    /// All of them, by name.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Arc<Tenant>> {
+        self.by_name.values()
     }
 }

@@ -15,11 +15,14 @@ use tokio::sync::watch;
 use super::engine_metrics::EngineMetrics;
 use super::health_metrics::HealthMetrics;
 use super::rpc_metrics::RpcMetrics;
+use super::tenant_metrics::TenantMetrics;
 use super::tls_metrics::TlsMetrics;
 use super::{exposition, names};
 use crate::build_info;
 use crate::error::{ApiError, Exhausted, Phase};
+use crate::grpc::status::exhausted;
 use crate::health::State;
+use crate::identity::tenant::Tenants;
 use crate::models::Models;
 use crate::reload::Watched;
 use crate::tls::Tls;
@@ -72,6 +75,7 @@ enum RejectLabel {
     NotFound,
     QueueFull,
     TokenBudget,
+    TenantQuota,
     MessageSize,
     Unavailable,
     Unsupported,
@@ -82,6 +86,12 @@ enum RejectLabel {
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
 struct PhaseLabel {
     phase: Phase,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct TenantReasonLabels {
+    tenant: String,
+    reason: String,
 }
 
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
@@ -117,6 +127,7 @@ label_value!(RejectLabel {
     NotFound => "not_found",
     QueueFull => "queue_full",
     TokenBudget => "token_budget",
+    TenantQuota => "tenant_quota",
     MessageSize => "message_size",
     Unavailable => "unavailable",
     Unsupported => "unsupported",
@@ -138,6 +149,7 @@ pub(crate) struct Metrics {
     deadline_exceeded: Family<PhaseLabel, Counter>,
     models: Vec<(String, Arc<ModelMetrics>)>,
     reloads: Family<ReloadLabels, Counter>,
+    tenant_rejected: Family<TenantReasonLabels, Counter>,
     pub(crate) handshake_failures: Counter,
     pub(crate) rpc: RpcMetrics,
 }
@@ -185,6 +197,7 @@ impl Metrics {
     pub(crate) fn new(
         models: &Arc<Models>,
         health: watch::Receiver<State>,
+        tenants: Arc<Tenants>,
         tls: Option<Arc<Watched<Tls>>>,
     ) -> Self {
         let mut registry = Registry::default();
@@ -260,6 +273,12 @@ impl Metrics {
             "Changed files taken up, or not",
             Family::default(),
         );
+        let tenant_rejected = register(
+            r,
+            names::TENANT_REJECTED,
+            "Requests of a tenant refused",
+            Family::default(),
+        );
         let handshake_failures = register(
             r,
             names::HANDSHAKE_FAILURES,
@@ -277,6 +296,7 @@ impl Metrics {
         let rpc = RpcMetrics::register(r);
         r.register_collector(Box::new(EngineMetrics::new(models.clone())));
         r.register_collector(Box::new(HealthMetrics::new(health)));
+        r.register_collector(Box::new(TenantMetrics::new(tenants, models.clone())));
         if let Some(tls) = tls {
             r.register_collector(Box::new(TlsMetrics::new(tls)));
         }
@@ -314,6 +334,7 @@ impl Metrics {
             deadline_exceeded,
             models,
             reloads,
+            tenant_rejected,
             handshake_failures,
             rpc,
         }
@@ -339,10 +360,16 @@ impl Metrics {
             ApiError::Exhausted { reason, .. } => match reason {
                 Exhausted::Queue => RejectLabel::QueueFull,
                 Exhausted::TokenBudget => RejectLabel::TokenBudget,
+                Exhausted::TenantQuota => RejectLabel::TenantQuota,
                 Exhausted::MessageSize => RejectLabel::MessageSize,
                 // It was taken, and ended: its caller went away in its own manner.
                 Exhausted::SlowClient => return self.cancelled(Phase::Decode),
             },
+            ApiError::DeadlineUnreachable { .. } => {
+                let phase = Phase::Queued;
+                self.deadline_exceeded.get_or_create(&PhaseLabel { phase }).inc();
+                return;
+            }
             ApiError::DeadlineExceeded { phase, .. } => {
                 self.deadline_exceeded
                     .get_or_create(&PhaseLabel { phase: *phase })
@@ -357,6 +384,20 @@ impl Metrics {
     /// A call's caller went away.
     pub(crate) fn cancelled(&self, phase: Phase) {
         self.cancelled.get_or_create(&PhaseLabel { phase }).inc();
+    }
+
+    /// A request of a configured tenant was refused.
+    pub(crate) fn tenant_rejected(&self, tenant: &str, error: &ApiError) {
+        let reason = match error {
+            ApiError::Exhausted { reason, .. } => exhausted(*reason).to_ascii_lowercase(),
+            ApiError::DeadlineUnreachable { .. } => "deadline_unreachable".to_owned(),
+            _ => "unavailable".to_owned(),
+        };
+        let labels = TenantReasonLabels {
+            tenant: tenant.to_owned(),
+            reason,
+        };
+        self.tenant_rejected.get_or_create(&labels).inc();
     }
 
     /// Changed files were taken up, or could not be.

@@ -49,6 +49,18 @@ pub(crate) const CANCELLED: &str = "baichuan_requests_cancelled";
 pub(crate) const DEADLINE_EXCEEDED: &str = "baichuan_deadline_exceeded";
 /// Changed files taken up, or not, by what they are.
 pub(crate) const RELOADS: &str = "baichuan_reloads";
+/// Calls of a tenant ended, by code.
+pub(crate) const TENANT_REQUESTS: &str = "baichuan_tenant_requests";
+/// Requests of a tenant refused, by reason.
+pub(crate) const TENANT_REJECTED: &str = "baichuan_tenant_rejected";
+/// Tokens of a tenant, by kind.
+pub(crate) const TENANT_TOKENS: &str = "baichuan_tenant_tokens";
+/// Sequences of a tenant that hold cache memory.
+pub(crate) const TENANT_RUNNING: &str = "baichuan_tenant_running";
+/// Requests of a tenant that wait for it.
+pub(crate) const TENANT_WAITING: &str = "baichuan_tenant_waiting";
+/// Share of its tokens per minute that a tenant has used.
+pub(crate) const TENANT_QUOTA_USED: &str = "baichuan_tenant_quota_used_ratio";
 /// TLS handshakes that failed.
 pub(crate) const HANDSHAKE_FAILURES: &str = "baichuan_tls_handshake_failures";
 /// When the server's certificate ends, in seconds since 1970.

@@ -35,6 +35,12 @@ struct HandledLabels {
     grpc_code: &'static str,
 }
 
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct TenantLabels {
+    tenant: String,
+    grpc_code: &'static str,
+}
+
 const UNKNOWN: MethodLabels = MethodLabels {
     grpc_type: "unknown",
     grpc_service: "unknown",
@@ -49,6 +55,7 @@ pub(crate) struct RpcMetrics {
     methods: Arc<HashMap<String, MethodLabels>>,
     started: Family<MethodLabels, Counter>,
     handled: Family<HandledLabels, Counter>,
+    of_tenants: Family<TenantLabels, Counter>,
     seconds: Seconds,
 }
 
@@ -57,6 +64,8 @@ pub(crate) struct StartedRpc {
     metrics: RpcMetrics,
     method: MethodLabels,
     at: Instant,
+    /// Whose it is, once that is known.
+    tenant: Option<String>,
     ended: bool,
 }
 
@@ -67,10 +76,16 @@ impl RpcMetrics {
             methods: Arc::new(methods()),
             started: Family::default(),
             handled: Family::default(),
+            of_tenants: Family::default(),
             seconds,
         };
         registry.register(names::RPC_STARTED, "Calls begun", metrics.started.clone());
         registry.register(names::RPC_HANDLED, "Calls ended", metrics.handled.clone());
+        registry.register(
+            names::TENANT_REQUESTS,
+            "Calls of a tenant ended",
+            metrics.of_tenants.clone(),
+        );
         registry.register(names::RPC_SECONDS, "Time of a call", metrics.seconds.clone());
         metrics
     }
@@ -83,12 +98,18 @@ impl RpcMetrics {
             metrics: self.clone(),
             method,
             at: Instant::now(),
+            tenant: None,
             ended: false,
         }
     }
 }
 
 impl StartedRpc {
+    /// The call is a configured tenant's.
+    pub(crate) fn is_of(&mut self, tenant: &str) {
+        self.tenant = Some(tenant.to_owned());
+    }
+
     /// The call ended with this code.
     pub(crate) fn end(mut self, code: Code) {
         self.record(code);
@@ -108,6 +129,11 @@ impl StartedRpc {
             grpc_code: code_name(code),
         };
         self.metrics.handled.get_or_create(&handled).inc();
+        if let Some(tenant) = self.tenant.take() {
+            let grpc_code = code_name(code);
+            let labels = TenantLabels { tenant, grpc_code };
+            self.metrics.of_tenants.get_or_create(&labels).inc();
+        }
         let seconds = self.at.elapsed().as_secs_f64();
         self.metrics.seconds.get_or_create(&self.method).observe(seconds);
     }

@@ -8,7 +8,8 @@ use crate::config::{CacheBudget, CacheConfig};
 use crate::event::{Delta, Finished};
 use crate::ids::{RequestId, TokenId};
 use crate::request::{
-    EmbedRequest, OutputOptions, Pooling, RequestLimits, SamplingOptions, SamplingParams, StoppingOptions,
+    Account, EmbedRequest, OutputOptions, Pooling, RequestLimits, SamplingOptions, SamplingParams,
+    StoppingOptions,
 };
 use crate::testing::{self, EOS, FakeModel, VOCAB_SIZE, byte_tokenizer};
 
@@ -67,7 +68,10 @@ impl Bench {
     }
 
     pub(super) fn submit(&mut self, request: Request) -> u64 {
-        let place = self.queue.enter(request.tokens().len(), 0.0).unwrap();
+        let place = self
+            .queue
+            .enter(request.account(), request.tokens().len(), 0.0)
+            .unwrap();
         let (sink, stream) = EventSink::channel(1 << 16);
         self.core.submit(Job {
             request,
@@ -152,6 +156,8 @@ pub(super) fn generate(
         grammar: None,
         priority: 0,
         arrived: Instant::now(),
+        account: Account::default(),
+        deadline: None,
     }
 }
 
@@ -171,6 +177,8 @@ pub(super) fn embed(tokens: &[TokenId], pooling: Pooling) -> Request {
         pooling,
         priority: 0,
         arrived: Instant::now(),
+        account: Account::default(),
+        deadline: None,
     })
 }
 
