@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use baichuan_client::{Client, Event, Refusal, prompt, v1};
 use baichuan_server::{fresh_token, token_entry};
-use e2e::{Fake, Gate, Setup, TestServer, refusal, text, tokens, until_load, within};
+use e2e::{Fake, Gate, Setup, TestServer, refusal, text, tokens, within};
 use futures::stream;
 use tempfile::TempDir;
 use tonic::Code;
@@ -88,8 +88,8 @@ async fn requests_per_second_bound_generations_embeddings_and_inputs_of_streams_
         .await
         .unwrap();
     for _ in 0..2 {
-        let (_, outcome) = answers.next().await.unwrap().unwrap();
-        let failed = outcome.unwrap_err();
+        let answer = answers.next().await.unwrap().unwrap();
+        let failed = answer.result.unwrap_err();
         assert_eq!(
             (failed.code, failed.reason.as_str()),
             (Code::ResourceExhausted, "TENANT_QUOTA")
@@ -178,13 +178,6 @@ async fn a_tenant_fills_its_share_of_the_queue_and_no_more() {
     }
     let full = refusal(house.large.generate(text("x", 5)).await);
     assert_eq!(full.reason.as_deref(), Some("QUEUE_FULL"));
-    assert_eq!(
-        house
-            .server
-            .metric("baichuan_tenant_waiting{tenant=\"small\"}")
-            .await,
-        2.0
-    );
     gate.open();
     first.collect().await.unwrap();
     for generation in waiting {
@@ -203,7 +196,6 @@ async fn one_tenants_request_does_not_wait_for_the_end_of_anothers_many() {
     for _ in 0..20 {
         flood.push(house.large.generate(text("x", 2000)).await.unwrap());
     }
-    until_load(&house.large, "", |load| load.running + load.waiting == 20).await;
     let small = house.small.generate(text("y", 3)).await.unwrap();
     gate.open();
     let quick = within("the one request", small.collect()).await.unwrap();
