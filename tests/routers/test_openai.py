@@ -1,5 +1,8 @@
 """The OpenAI client through SMG: every answer is the one that the own interface gives."""
 
+import json
+import re
+
 import openai
 import pytest
 from baichuan.v1 import inference_pb2, sampling_pb2
@@ -112,6 +115,44 @@ def test_logprobs_are_the_own_interfaces(client, workers):
     assert [place.logprob for place in answer] == pytest.approx([place.logprob for place in wanted])
     for place, own_place in zip(answer, wanted, strict=True):
         assert [top.logprob for top in place.top_logprobs] == pytest.approx([top.logprob for top in own_place.top])
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"organ": {"enum": ["heart", "lung"]}, "certain": {"type": "boolean"}},
+    "required": ["organ", "certain"],
+    "additionalProperties": False,
+}
+
+
+def test_a_schema_is_kept_to_as_by_the_own_interface(client, workers):
+    wish = {"type": "json_schema", "json_schema": {"name": "finding", "schema": SCHEMA}}
+    answer = chat(client, max_tokens=64, temperature=0, response_format=wish).choices[0]
+    found = json.loads(answer.message.content)
+    assert set(found) == {"organ", "certain"} and found["organ"] in ("heart", "lung") and isinstance(found["certain"], bool)
+    assert answer.finish_reason == "stop"
+    wanted = own_chat(workers[0], structured_output=sampling_pb2.StructuredOutput(json_schema=json.dumps(SCHEMA)), max_tokens=64)
+    assert answer.message.content == wanted.choices[0].text
+
+
+def test_a_json_object_is_one(client):
+    answer = chat(client, max_tokens=200, temperature=0, response_format={"type": "json_object"}).choices[0]
+    assert answer.message.content.startswith("{")
+    if answer.finish_reason == "stop":
+        assert isinstance(json.loads(answer.message.content), dict)
+
+
+def test_an_expression_is_kept_to_as_by_the_own_interface(client, workers):
+    answer = text(client, max_tokens=24, temperature=0, extra_body={"regex": "(yes|no), [a-z]{3,8}"}).choices[0]
+    assert re.fullmatch("(yes|no), [a-z]{3,8}", answer.text)
+    constraint = sampling_pb2.StructuredOutput(regex="(yes|no), [a-z]{3,8}")
+    assert answer.text == own(workers[0], text=PROMPT, structured_output=constraint).choices[0].text
+
+
+def test_a_bad_expression_is_blamed_on_its_field(client):
+    with pytest.raises(openai.BadRequestError) as refused:
+        text(client, max_tokens=4, extra_body={"regex": "(unclosed"})
+    assert "sampling_params.regex" in str(refused.value)
 
 
 def test_a_vector_is_the_own_interfaces(client, workers):

@@ -54,16 +54,16 @@ pub struct SamplingParams {
     /// Keep only so many last tokens of the prompt; -1: as many as the model takes.
     #[prost(int32, optional, tag = "27")]
     pub truncate_prompt_tokens: ::core::option::Option<i32>,
-    /// Where a constraint begins; only ever meant for models that think before they answer.
+    /// Constraints begin at the first token here, whatever this says: no model's thoughts are told from its answer.
     #[prost(bool, tag = "28")]
     pub grammar_from_first_token: bool,
-    /// At most one. Each is refused where the model's backend does not constrain its output.
+    /// As baichuan.v1.StructuredOutput has them.
     #[prost(oneof = "sampling_params::Constraint", tags = "16, 17, 18, 19, 20, 21")]
     pub constraint: ::core::option::Option<sampling_params::Constraint>,
 }
 /// Nested message and enum types in `SamplingParams`.
 pub mod sampling_params {
-    /// At most one. Each is refused where the model's backend does not constrain its output.
+    /// As baichuan.v1.StructuredOutput has them.
     #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
     pub enum Constraint {
         #[prost(string, tag = "16")]
@@ -72,8 +72,10 @@ pub mod sampling_params {
         Regex(::prost::alloc::string::String),
         #[prost(string, tag = "18")]
         Grammar(::prost::alloc::string::String),
+        /// Refused.
         #[prost(string, tag = "19")]
         StructuralTag(::prost::alloc::string::String),
+        /// Any JSON object, if true.
         #[prost(bool, tag = "20")]
         JsonObject(bool),
         #[prost(message, tag = "21")]

@@ -44,6 +44,7 @@ pub(in crate::grpc) fn server(info: &BackendInfo, stats: &EngineStats) -> pb::Ge
         block_size: signed(whole_contexts(stats).block_tokens),
         model_dtype: info.dtype.clone(),
         max_num_seqs: signed(stats.slots_total),
+        constrained_decoding_start: "first_token".to_owned(),
         ..pb::GetServerInfoResponse::default()
     }
 }
@@ -137,9 +138,10 @@ mod tests {
             repetition_penalty: Some(1.05),
             ..SamplingOptions::default()
         };
+        let known: Value = serde_json::from_str(&defaults(&options)).unwrap();
         assert_eq!(
-            defaults(&options),
-            r#"{"repetition_penalty":1.05,"temperature":0.7,"top_k":20}"#
+            known,
+            serde_json::json!({"temperature": 0.7, "top_k": 20, "repetition_penalty": 1.05})
         );
         assert_eq!(defaults(&SamplingOptions::default()), "");
     }

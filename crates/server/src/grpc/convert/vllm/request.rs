@@ -81,6 +81,7 @@ pub(in crate::grpc) fn generate(
         stopping: Some(stopping),
         output: Some(output),
         truncate_prompt_tokens: truncate,
+        structured_output: params.constraint.and_then(structured),
         ..v1::GenerateRequest::default()
     };
     Ok((own, reply))
@@ -126,7 +127,9 @@ pub(in crate::grpc) fn renamed(error: ApiError) -> ApiError {
 }
 
 fn rename(violation: &mut Violation) {
-    const NAMES: [(&str, &str); 7] = [
+    const NAMES: [(&str, &str); 9] = [
+        ("structured_output.choice.texts", "sampling_params.choice.choices"),
+        ("structured_output.", "sampling_params."),
         ("sampling.", "sampling_params."),
         ("stopping.", "sampling_params."),
         ("output.", "sampling_params."),
@@ -145,7 +148,6 @@ fn rename(violation: &mut Violation) {
 
 /// What no backend here can do.
 fn refuse_lacking(request: &pb::GenerateRequest) -> Result<(), ApiError> {
-    use pb::sampling_params::Constraint;
     let lacking = |field, feature: &str| {
         Err(ApiError::Unsupported {
             field,
@@ -154,7 +156,6 @@ fn refuse_lacking(request: &pb::GenerateRequest) -> Result<(), ApiError> {
     };
     const MEDIA: &str = "input other than text";
     const TRANSFER: &str = "prefill and decode on different workers";
-    const CONSTRAINT: &str = "constrained output";
     if request.mm_inputs.is_some() {
         return lacking("mm_inputs", MEDIA);
     }
@@ -174,18 +175,29 @@ fn refuse_lacking(request: &pb::GenerateRequest) -> Result<(), ApiError> {
         .sampling_params
         .as_ref()
         .and_then(|params| params.constraint.as_ref());
-    if let Some(constraint) = constraint {
-        let field = match constraint {
-            Constraint::JsonSchema(_) => "sampling_params.json_schema",
-            Constraint::Regex(_) => "sampling_params.regex",
-            Constraint::Grammar(_) => "sampling_params.grammar",
-            Constraint::StructuralTag(_) => "sampling_params.structural_tag",
-            Constraint::JsonObject(_) => "sampling_params.json_object",
-            Constraint::Choice(_) => "sampling_params.choice",
-        };
-        return lacking(field, CONSTRAINT);
+    if let Some(pb::sampling_params::Constraint::StructuralTag(_)) = constraint {
+        return lacking("sampling_params.structural_tag", "output constrained by tags");
     }
     check_rank("data_parallel_rank", request.data_parallel_rank)
+}
+
+/// What the text must look like. A structural tag is refused above.
+fn structured(constraint: pb::sampling_params::Constraint) -> Option<v1::StructuredOutput> {
+    use pb::sampling_params::Constraint as Theirs;
+    use v1::structured_output::{Choice, Constraint};
+    let own = match constraint {
+        Theirs::JsonSchema(schema) => Constraint::JsonSchema(schema),
+        Theirs::JsonObject(true) => Constraint::JsonSchema(r#"{"type":"object"}"#.to_owned()),
+        Theirs::Regex(expression) => Constraint::Regex(expression),
+        Theirs::Grammar(grammar) => Constraint::Grammar(grammar),
+        Theirs::Choice(choice) => Constraint::Choice(Choice {
+            texts: choice.choices,
+        }),
+        Theirs::JsonObject(false) | Theirs::StructuralTag(_) => return None,
+    };
+    Some(v1::StructuredOutput {
+        constraint: Some(own),
+    })
 }
 
 fn prompt(input: pb::generate_request::Input) -> v1::generate_request::Prompt {

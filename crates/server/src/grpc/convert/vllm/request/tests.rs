@@ -169,34 +169,48 @@ fn what_is_lacking_is_refused_by_name() {
             "kv_transfer_params_json",
         ),
         (
-            constrained(Constraint::JsonSchema("{}".into())),
-            "sampling_params.json_schema",
-        ),
-        (
-            constrained(Constraint::Regex("a".into())),
-            "sampling_params.regex",
-        ),
-        (
-            constrained(Constraint::Grammar("a".into())),
-            "sampling_params.grammar",
-        ),
-        (
             constrained(Constraint::StructuralTag("{}".into())),
             "sampling_params.structural_tag",
-        ),
-        (
-            constrained(Constraint::JsonObject(true)),
-            "sampling_params.json_object",
-        ),
-        (
-            constrained(Constraint::Choice(pb::ChoiceConstraint::default())),
-            "sampling_params.choice",
         ),
     ] {
         match generate(request).map(|(own, _)| own) {
             Err(ApiError::Unsupported { field, .. }) => assert_eq!(field, name),
             other => panic!("{name}: {other:?}"),
         }
+    }
+}
+
+#[test]
+fn a_constraint_is_the_own_one() {
+    use v1::structured_output::{Choice, Constraint as Own};
+    let texts = vec!["yes".to_owned(), "no".to_owned()];
+    for (theirs, own_one) in [
+        (
+            Constraint::JsonSchema(r#"{"type":"string"}"#.into()),
+            Some(Own::JsonSchema(r#"{"type":"string"}"#.into())),
+        ),
+        (
+            Constraint::JsonObject(true),
+            Some(Own::JsonSchema(r#"{"type":"object"}"#.into())),
+        ),
+        (Constraint::JsonObject(false), None),
+        (Constraint::Regex("a+".into()), Some(Own::Regex("a+".into()))),
+        (
+            Constraint::Grammar("start: \"a\"".into()),
+            Some(Own::Grammar("start: \"a\"".into())),
+        ),
+        (
+            Constraint::Choice(pb::ChoiceConstraint {
+                choices: texts.clone(),
+            }),
+            Some(Own::Choice(Choice { texts })),
+        ),
+    ] {
+        let request = own(of(pb::SamplingParams {
+            constraint: Some(theirs),
+            ..pb::SamplingParams::default()
+        }));
+        assert_eq!(request.structured_output.and_then(|s| s.constraint), own_one);
     }
 }
 
@@ -263,6 +277,11 @@ fn violations_are_named_as_their_sender_knows_the_fields() {
         ("stopping.stop[1]", "sampling_params.stop[1]"),
         ("output.logprobs", "sampling_params.logprobs"),
         ("truncate_prompt_tokens", "sampling_params.truncate_prompt_tokens"),
+        ("structured_output.regex", "sampling_params.regex"),
+        (
+            "structured_output.choice.texts[1]",
+            "sampling_params.choice.choices[1]",
+        ),
         ("token_ids.ids[4]", "tokenized.input_ids[4]"),
         ("inputs[0].token_ids.ids", "tokenized.input_ids"),
         ("prompt", "input"),
