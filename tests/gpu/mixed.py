@@ -4,7 +4,7 @@
 usage: mixed.py SERVER CLIENT SECONDS FOLDER [SERVER OPTION]...
 
 At the end nothing may be held: no running request, no block, no slot; and the process must have as much of the device's
-memory as after its first requests.
+memory as after its first requests, but for a few MiB of steps recorded since.
 """
 
 import json
@@ -16,6 +16,10 @@ import time
 
 sys.path.insert(0, __file__.rsplit("/", 1)[0])
 from agree import Server  # noqa: E402
+
+
+# Steps of sizes that did not come up at first are recorded when they do.
+RECORDED_MIB = 64
 
 
 def memory(pid):
@@ -82,7 +86,7 @@ def main():
             for key, value in flat(json.loads(report.splitlines()[0]))
             if ("used" in key or "running" in key or "waiting" in key) and value not in (0, "0", 0.0)
         ]
-        if held or after > before or counts["failed"] or not counts["cut off"]:
+        if held or after > before + RECORDED_MIB or counts["failed"] or not counts["cut off"]:
             sys.exit(f"held: {held}, {counts}")
 
 

@@ -317,7 +317,8 @@ impl Setup<'_> {
                 .iter()
                 .map(|(config, engine, free)| of(config, engine, *free))
                 .collect::<Result<_, _>>()?;
-            CachePlan::joined(&plans).unwrap_or(of(self.config, engine, 0)?)
+            let nowhere = || LoadError::Compute("the model has no layers".into());
+            CachePlan::joined(&plans).ok_or_else(nowhere)?
         };
         let exactly = |engine: &EngineConfig| {
             let mut engine = engine.clone();
