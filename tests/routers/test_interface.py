@@ -2,7 +2,9 @@
 
 import hashlib
 import io
+import os
 import pathlib
+import subprocess
 import zipfile
 
 import grpc
@@ -11,6 +13,8 @@ from google.protobuf import descriptor_pb2
 from smg_grpc_proto import vllm_engine_pb2 as published
 from smg_grpc_proto import vllm_engine_pb2_grpc
 from smg_grpc_proto.generated import common_pb2 as published_common
+
+from fleet import Worker
 
 GENERATED = pathlib.Path(__file__).resolve().parents[2] / "crates/proto/src/generated/routers.bin"
 # Nothing in them is read: a request that has one is refused.
@@ -138,3 +142,29 @@ def test_what_this_server_lacks_is_refused_by_name(stub, field):
         list(stub.Generate(request, timeout=30))
     assert refused.value.code() == grpc.StatusCode.UNIMPLEMENTED
     assert refused.value.details().startswith(f"{next(iter(field))}:")
+
+
+def test_a_guarded_worker_serves_the_facade_to_who_has_a_token_and_tells_its_health_to_all(tmp_path):
+    token = "a-token-for-this-test-alone-0123456789"
+    env = {name: value for name, value in os.environ.items() if not name.startswith("BAICHUAN_")}
+    command = [os.environ["BAICHUAN_SERVER_BINARY"], "hash-token", "--name", "router", "--tenant", "clinic"]
+    hashed = subprocess.run(command, input=token + "\n", check=True, stdout=subprocess.PIPE, text=True, env=env).stdout
+    tokens = tmp_path / "tokens.toml"
+    tokens.write_text(hashed, encoding="utf-8")
+    settings = (f"auth.tokens={tokens}", "tenants.clinic.weight=1")
+    request = published.GenerateRequest(
+        tokenized=published.TokenizedInput(input_ids=[468, 1439]), sampling_params=published.SamplingParams(max_tokens=2)
+    )
+    with Worker(*settings) as worker, grpc.insecure_channel(worker.url.removeprefix("grpc://")) as channel:
+        stub = vllm_engine_pb2_grpc.VllmEngineStub(channel)
+        assert stub.HealthCheck(published.HealthCheckRequest()).healthy
+        for refused_call in (
+            lambda: list(stub.Generate(request, timeout=30)),
+            lambda: stub.Abort(published.AbortRequest(request_ids=["x"]), timeout=30),
+            lambda: stub.GetModelInfo(published.GetModelInfoRequest(), timeout=30),
+        ):
+            with pytest.raises(grpc.RpcError) as refused:
+                refused_call()
+            assert refused.value.code() == grpc.StatusCode.UNAUTHENTICATED
+        metadata = [("authorization", f"Bearer {token}")]
+        assert list(stub.Generate(request, timeout=30, metadata=metadata))[-1].complete.prompt_tokens == 2
