@@ -54,10 +54,29 @@ pub(crate) fn check() -> Outcome {
                     greedy += usize::from(sampling.temperature == 0.0);
                     continue;
                 }
-                let beside = [-SLACK, SLACK].map(|slack| {
-                    let draw = (sampling.draw + slack).clamp(0.0, 1.0 - f64::EPSILON);
-                    Sampling { draw, ..*sampling }.choose(row).ok()
-                });
+                let turned = |draw: f64, top_p: f32| {
+                    let draw = (sampling.draw + draw).clamp(0.0, 1.0 - f64::EPSILON);
+                    // Among equals a share can lie exactly between two tokens: rounding decides which is kept.
+                    let top_p = if sampling.top_p < 1.0 {
+                        sampling.top_p + top_p
+                    } else {
+                        1.0
+                    };
+                    Sampling {
+                        draw,
+                        top_p,
+                        ..*sampling
+                    }
+                    .choose(row)
+                    .ok()
+                };
+                let p = SLACK as f32;
+                let beside = [
+                    turned(-SLACK, 0.0),
+                    turned(SLACK, 0.0),
+                    turned(0.0, -p),
+                    turned(0.0, p),
+                ];
                 if sampling.temperature == 0.0 || !beside.contains(&u32::try_from(got).ok()) {
                     return Err(format!(
                         "vocabulary {vocab}, shape {shape}: {got} instead of {expected} for {:?} of {} seen, {} forbidden",
