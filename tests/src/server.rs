@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use baichuan_client::{Client, ConnectOptions, TlsOptions};
-use baichuan_engine::Registry;
+use baichuan_engine::{ModelPlugin, Registry};
 use baichuan_server::config::{self, Config, Flag, Inputs, Places};
 use baichuan_server::{Listeners, ServeError, shutdown};
 use tempfile::TempDir;
@@ -19,6 +19,7 @@ use crate::wait::{until_ready, within};
 
 /// What to serve and how.
 pub struct Setup {
+    plugins: Vec<Box<dyn FnOnce(Registry) -> Registry>>,
     models: Vec<(String, Model)>,
     settings: BTreeMap<String, String>,
     caller: Caller,
@@ -54,6 +55,7 @@ impl Setup {
 
     fn new() -> Self {
         let nothing = Self {
+            plugins: Vec::new(),
             models: Vec::new(),
             settings: BTreeMap::new(),
             caller: Caller::default(),
@@ -85,6 +87,12 @@ impl Setup {
     /// A checkpoint of the real model too.
     pub fn and_m1(mut self, name: &str, dir: impl Into<PathBuf>) -> Self {
         self.models.push((name.into(), Model::Checkpoint(dir.into())));
+        self
+    }
+
+    /// A plugin besides the tests' own and Baichuan-M1's.
+    pub fn with_plugin(mut self, plugin: impl ModelPlugin + 'static) -> Self {
+        self.plugins.push(Box::new(|registry| registry.with(plugin)));
         self
     }
 
@@ -150,6 +158,10 @@ impl Setup {
         let config = config::load(&inputs).unwrap_or_else(|e| panic!("{e}"));
         let gates = OpenAtEnd(plugin.gates.values().cloned().collect());
         let registry = Registry::new().with(baichuan_m1::plugin()).with(plugin);
+        let registry = self
+            .plugins
+            .into_iter()
+            .fold(registry, |registry, add| add(registry));
         (config, registry, gates)
     }
 }

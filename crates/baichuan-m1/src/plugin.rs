@@ -173,6 +173,8 @@ impl BaichuanM1Plugin {
             vocab_size: config.vocab_size,
             hidden_size: config.hidden_size,
             max_context: config.max_positions,
+            generates: true,
+            embeds: true,
             default_pooling: Pooling::Last,
             default_sampling: SamplingOptions {
                 temperature: generation.temperature,

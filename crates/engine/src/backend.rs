@@ -53,6 +53,10 @@ pub struct BackendInfo {
     pub hidden_size: usize,
     /// Longest prompt and completion accepted, together, in tokens.
     pub max_context: usize,
+    /// Whether it completes prompts.
+    pub generates: bool,
+    /// Whether it makes vectors of inputs.
+    pub embeds: bool,
     /// What [`Pooling`] suits the model.
     pub default_pooling: Pooling,
     /// What the checkpoint says of sampling.

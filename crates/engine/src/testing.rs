@@ -373,6 +373,8 @@ pub fn fake_engine(options: FakeOptions) -> Result<EngineHandle, LoadError> {
         vocab_size: VOCAB_SIZE,
         hidden_size: HIDDEN_SIZE,
         max_context: options.max_context,
+        generates: true,
+        embeds: true,
         default_pooling: Pooling::Last,
         default_sampling: options.default_sampling,
         default_max_tokens: None,

@@ -7,11 +7,12 @@ pub(crate) const GIT_COMMIT: &str = env!("BUILD_GIT_COMMIT");
 
 /// Optional parts compiled in.
 pub(crate) fn features() -> Vec<String> {
-    let mut features = Vec::new();
-    if cfg!(feature = "baichuan-m1") {
-        features.push("baichuan-m1".to_owned());
-    }
-    features
+    let features = [
+        ("baichuan-m1", cfg!(feature = "baichuan-m1")),
+        ("mistralrs", cfg!(feature = "mistralrs")),
+    ];
+    let built = features.iter().filter(|(_, is_built)| *is_built);
+    built.map(|(name, _)| (*name).to_owned()).collect()
 }
 
 /// The instruction sets that matter for arithmetic, and the number of threads.

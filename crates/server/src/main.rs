@@ -64,6 +64,8 @@ fn registry() -> Registry {
     let registry = Registry::new();
     #[cfg(feature = "baichuan-m1")]
     let registry = registry.with(baichuan_m1::plugin());
+    #[cfg(feature = "mistralrs")]
+    let registry = registry.with(mistralrs_backend::plugin());
     registry
 }
 

@@ -9,12 +9,13 @@ use super::Fault;
 
 /// The crates that a crate may know, of ours. What is not listed here is refused: a new crate finds its place first.
 /// Development dependencies are free, as tests may look at a crate from above.
-const ARROWS: [(&str, &[&str]); 8] = [
+const ARROWS: [(&str, &[&str]); 9] = [
     ("baichuan-proto", &[]),
     ("baichuan-engine", &[]),
     ("baichuan-kernels", &[]),
     ("baichuan-m1", &["baichuan-engine", "baichuan-kernels"]),
     ("mistralrs-backend", &["baichuan-engine"]),
+    ("bigram-plugin", &["baichuan-engine"]),
     ("baichuan-client", &["baichuan-proto"]),
     (
         "baichuan-server",
