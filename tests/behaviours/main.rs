@@ -18,6 +18,7 @@ mod generate;
 mod health;
 mod jwt;
 mod load;
+mod load_unload;
 mod logprobs;
 mod models;
 mod mtls;

@@ -200,6 +200,24 @@ impl Client {
         ControlServiceClient::new(self.transport.clone()).max_decoding_message_size(self.max_message_bytes)
     }
 
+    /// Has one more model loaded; `config` is an entry of the server's `[[models]]`, in TOML. Answers when it is warm.
+    pub async fn load_model(&self, config: impl Into<String>) -> Result<v1::Model, Error> {
+        let request = v1::LoadModelRequest {
+            config: config.into(),
+        };
+        let response = self.admin().load_model(request).await?.into_inner();
+        response
+            .model
+            .ok_or(Error::Protocol("a LoadModelResponse without a model"))
+    }
+
+    /// Has a model taken away; answers when what ran on it has finished.
+    pub async fn unload_model(&self, model: impl Into<String>) -> Result<(), Error> {
+        let request = v1::UnloadModelRequest { model: model.into() };
+        self.admin().unload_model(request).await?;
+        Ok(())
+    }
+
     fn admin(&self) -> AdminServiceClient<Transport> {
         AdminServiceClient::new(self.transport.clone())
     }

@@ -12,6 +12,7 @@ use baichuan_engine::{Dtype, EngineConfig, IsqType, Placement};
 
 mod check;
 mod effective;
+mod entry;
 mod identity;
 mod load;
 mod locate;

@@ -1,17 +1,23 @@
 //! The served models: name → backend, and the state of each.
+//!
+//! Those of the configuration are there from the start; `runtime` adds others and takes any but the default one away.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
-use baichuan_engine::Backend;
 use baichuan_engine::stats::EngineHealth;
+use baichuan_engine::{Backend, Registry};
+use tokio::sync::Mutex;
+use tokio::task::JoinSet;
 
 use crate::calls::Calls;
 use crate::error::{ApiError, Unavailable};
 
 mod loading;
+mod runtime;
 
 pub use loading::LoadObserver;
 pub(crate) use loading::load_all;
+pub(crate) use runtime::{load, unload};
 
 /// Whether a model answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,16 +39,28 @@ enum Condition {
     Failed,
 }
 
-/// All served models, in the order of the configuration.
-#[derive(Debug)]
+/// All served models: first those of the configuration, in its order, then those loaded since.
 pub(crate) struct Models {
-    default: usize,
-    models: Vec<Model>,
+    default: String,
+    /// A new list replaces the old one; who reads keeps what it has.
+    served: RwLock<Arc<Vec<Arc<Model>>>>,
+    /// What may be loaded; known once the configured models are being loaded.
+    registry: OnceLock<Registry>,
+    /// Who loads or unloads: one at a time. With it the watchers of models that came later.
+    turn: Mutex<JoinSet<()>>,
+}
+
+impl std::fmt::Debug for Models {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list().entries(self.iter()).finish()
+    }
 }
 
 /// One served model.
 pub(crate) struct Model {
     name: String,
+    /// While it loads, the server is as ready as without it.
+    at_runtime: bool,
     backend: OnceLock<Arc<dyn Backend>>,
 }
 
@@ -58,69 +76,82 @@ impl std::fmt::Debug for Model {
 impl Models {
     /// Names of models to come; `default` is one of them.
     pub(crate) fn new(names: impl IntoIterator<Item = String>, default: &str) -> Self {
-        let models: Vec<Model> = names
+        let models = names
             .into_iter()
-            .map(|name| Model {
-                name,
-                backend: OnceLock::new(),
-            })
-            .collect();
+            .map(|name| Arc::new(Model::to_come(name, false)));
+        let models: Vec<_> = models.collect();
+        let is_there = models.iter().any(|m| m.name == default);
+        let first = models.first().map_or("", |m| m.name.as_str());
         Self {
-            default: models.iter().position(|m| m.name == default).unwrap_or(0),
-            models,
+            default: if is_there { default } else { first }.to_owned(),
+            served: RwLock::new(Arc::new(models)),
+            registry: OnceLock::new(),
+            turn: Mutex::default(),
         }
     }
 
-    /// In the order of the configuration.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &Model> {
-        self.models.iter()
+    /// As they are now, in their order.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = Arc<Model>> {
+        let served = self.served.read().unwrap_or_else(PoisonError::into_inner).clone();
+        (0..served.len()).map(move |i| served[i].clone())
     }
 
     /// Name of the model that requests without one get.
     pub(crate) fn default_name(&self) -> &str {
-        self.models.get(self.default).map_or("", |m| &m.name)
+        &self.default
     }
 
     /// The model called `name`, or the default one for an empty name.
-    pub(crate) fn find(&self, name: &str) -> Result<&Model, ApiError> {
-        let found = match name {
-            "" => self.models.get(self.default),
-            _ => self.models.iter().find(|m| m.name == name),
-        };
+    pub(crate) fn find(&self, name: &str) -> Result<Arc<Model>, ApiError> {
+        let wanted = if name.is_empty() { &self.default } else { name };
+        let found = self.iter().find(|m| m.name == wanted);
         found.ok_or_else(|| ApiError::UnknownModel {
             name: name.into(),
-            served: self.models.iter().map(|m| m.name.clone()).collect(),
+            served: self.iter().map(|m| m.name.clone()).collect(),
         })
     }
 
     /// The loaded backend of the model called `name`.
-    pub(crate) fn backend(&self, name: &str) -> Result<&Arc<dyn Backend>, ApiError> {
+    pub(crate) fn backend(&self, name: &str) -> Result<Arc<dyn Backend>, ApiError> {
         let model = self.find(name)?;
         model
             .backend()
             .ok_or_else(|| ApiError::Unavailable(Unavailable::Loading(model.name.clone())))
     }
 
-    /// Whether every model is loaded and alive.
+    /// Whether every model is loaded and alive; one that is being added may still load.
     pub(crate) fn all_ready(&self) -> bool {
-        self.models.iter().all(|m| m.condition() == Condition::Running)
+        let is_ready = |m: Arc<Model>| match m.condition() {
+            Condition::Running => true,
+            Condition::Loading => m.at_runtime,
+            Condition::Recovering | Condition::Failed => false,
+        };
+        self.iter().all(is_ready)
     }
 
     /// Whether the engine of a loaded model has died or is stuck.
     pub(crate) fn any_dead(&self) -> bool {
-        self.models.iter().any(|m| m.condition() == Condition::Failed)
+        self.iter().any(|m| m.condition() == Condition::Failed)
     }
 }
 
 impl Model {
+    fn to_come(name: String, at_runtime: bool) -> Self {
+        Self {
+            name,
+            at_runtime,
+            backend: OnceLock::new(),
+        }
+    }
+
     /// Name in requests.
     pub(crate) fn name(&self) -> &str {
         &self.name
     }
 
     /// Absent while it loads.
-    pub(crate) fn backend(&self) -> Option<&Arc<dyn Backend>> {
-        self.backend.get()
+    pub(crate) fn backend(&self) -> Option<Arc<dyn Backend>> {
+        self.backend.get().cloned()
     }
 
     /// Whether it answers.

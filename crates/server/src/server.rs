@@ -212,11 +212,7 @@ impl Server {
         if outcome.is_ok() {
             for (model, config) in app.models.iter().zip(&app.config.models) {
                 if let Some(backend) = model.backend() {
-                    engines.spawn(watch_engine(
-                        app.clone(),
-                        backend.clone(),
-                        config.engine.on_failure,
-                    ));
+                    engines.spawn(watch_engine(app.clone(), backend, config.engine.on_failure));
                 }
             }
             app.refresh_health().await;

@@ -3,9 +3,11 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::raw::{RawConfig, RawGrpc, RawListen, RawLog, RawRequests, RawShutdown};
+use super::raw::{RawConfig, RawEngine, RawGrpc, RawListen, RawLog, RawModel, RawRequests, RawShutdown};
 use super::units::{Human, Limit};
-use super::{Config, GrpcConfig, ListenConfig, LogConfig, RequestsConfig, ShutdownConfig, is_address};
+use super::{
+    Config, GrpcConfig, ListenConfig, LogConfig, ModelConfig, RequestsConfig, ShutdownConfig, is_address,
+};
 
 mod engine;
 mod identity;
@@ -101,6 +103,13 @@ pub(super) fn check(
 /// Whether a model is configured.
 pub(super) fn names_a_model(raw: &RawConfig) -> bool {
     !raw.models.is_empty() || raw.model.path.is_some()
+}
+
+/// Makes one model's typed configuration; `key` is what is in front of its keys.
+pub(super) fn model(key: &str, raw: RawModel, common: &RawEngine) -> Result<ModelConfig, Vec<Finding>> {
+    let mut findings = Findings::default();
+    let model = models::one_model(key, raw, common, true, &mut findings);
+    model.filter(|_| findings.0.is_empty()).ok_or(findings.0)
 }
 
 fn listen(raw: RawListen, findings: &mut Findings) -> ListenConfig {

@@ -95,7 +95,7 @@ fn raw_model(model: &ModelConfig) -> RawModel {
     }
 }
 
-fn raw_engine(engine: &EngineConfig) -> RawEngine {
+pub(super) fn raw_engine(engine: &EngineConfig) -> RawEngine {
     let limits = &engine.limits;
     RawEngine {
         max_step_tokens: Some(engine.max_step_tokens),

@@ -8,6 +8,7 @@ use tonic::{Request, Response, Status};
 
 use super::convert::clamp;
 use super::meta::{Meta, answer};
+use super::models::describe;
 use crate::app::App;
 use crate::error::ApiError;
 
@@ -26,6 +27,31 @@ impl AdminService for Admin {
         }
         let running = clamp(app.calls.n_running());
         answer(app, &id, Ok(v1::DrainResponse { running }))
+    }
+
+    async fn load_model(
+        &self,
+        request: Request<v1::LoadModelRequest>,
+    ) -> Result<Response<v1::LoadModelResponse>, Status> {
+        let app = &self.0;
+        let id = Meta::of(&request).request_id("");
+        let loaded = async {
+            let config = app.config.model_entry(&request.get_ref().config)?;
+            crate::models::load(app, config).await
+        };
+        let response = loaded.await.map(|model| v1::LoadModelResponse {
+            model: Some(describe(app, &model)),
+        });
+        answer(app, &id, response)
+    }
+
+    async fn unload_model(
+        &self,
+        request: Request<v1::UnloadModelRequest>,
+    ) -> Result<Response<v1::UnloadModelResponse>, Status> {
+        let id = Meta::of(&request).request_id("");
+        let unloaded = crate::models::unload(&self.0, &request.get_ref().model).await;
+        answer(&self.0, &id, unloaded.map(|()| v1::UnloadModelResponse {}))
     }
 
     async fn set_log_filter(

@@ -71,7 +71,7 @@ impl Meta {
     }
 
     /// The model called `name`, where the caller may use it.
-    pub(super) fn model<'a>(&self, app: &'a App, name: &str) -> Result<&'a Model, ApiError> {
+    pub(super) fn model(&self, app: &App, name: &str) -> Result<Arc<Model>, ApiError> {
         let tenant = &self.identity()?.tenant;
         let model = app.models.find(name).map_err(|error| match error {
             // Who may not use a model need not know that it is there.
@@ -87,8 +87,8 @@ impl Meta {
 
     /// The loaded backend of the model called `name`, where the caller may use it.
     pub(super) fn backend(&self, app: &App, name: &str) -> Result<Arc<dyn Backend>, ApiError> {
-        let name = self.model(app, name)?.name();
-        app.models.backend(name).cloned()
+        let model = self.model(app, name)?;
+        app.models.backend(model.name())
     }
 
     /// The call's name: the message's own if it has a good one, else the metadata's.

@@ -16,10 +16,16 @@ pub(super) struct ModelList(pub(super) Arc<App>);
 
 impl ModelList {
     fn describe(&self, served: &Model) -> v1::Model {
-        let is_default = served.name() == self.0.models.default_name();
-        let info = served.backend().map(|b| b.info());
-        model::model(served.name(), is_default, served.state(&self.0.calls), info)
+        describe(&self.0, served)
     }
+}
+
+/// A model as clients see it.
+pub(super) fn describe(app: &App, served: &Model) -> v1::Model {
+    let is_default = served.name() == app.models.default_name();
+    let backend = served.backend();
+    let info = backend.as_ref().map(|b| b.info());
+    model::model(served.name(), is_default, served.state(&app.calls), info)
 }
 
 #[async_trait::async_trait]
@@ -32,7 +38,7 @@ impl ModelService for ModelList {
         let models = meta.identity().map(|caller| {
             let seen = self.0.models.iter().filter(|m| caller.tenant.may_use(m.name()));
             v1::ListModelsResponse {
-                models: seen.map(|m| self.describe(m)).collect(),
+                models: seen.map(|m| self.describe(&m)).collect(),
             }
         });
         answer(&self.0, &meta.request_id(""), models)
@@ -45,7 +51,7 @@ impl ModelService for ModelList {
         let meta = Meta::of(&request);
         let found = meta.model(&self.0, &request.get_ref().model);
         let response = found.map(|m| v1::GetModelResponse {
-            model: Some(self.describe(m)),
+            model: Some(self.describe(&m)),
         });
         answer(&self.0, &meta.request_id(""), response)
     }

@@ -28,7 +28,7 @@ pub(super) struct Facade(pub(super) Arc<App>);
 type Messages<T> = BoxStream<'static, Result<T, Status>>;
 
 impl Facade {
-    fn backend(&self) -> Result<&Arc<dyn Backend>, ApiError> {
+    fn backend(&self) -> Result<Arc<dyn Backend>, ApiError> {
         self.0.models.backend("")
     }
 

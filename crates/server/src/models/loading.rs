@@ -29,46 +29,52 @@ pub(crate) async fn load_all(
     registry: &Registry,
     observer: Arc<dyn LoadObserver>,
 ) -> Result<(), ServeError> {
+    // The one call of this sets it.
+    let _ = models.registry.set(registry.clone());
     for (model, config) in models.iter().zip(configs) {
-        let started = Instant::now();
-        tracing::info!(model = config.name, path = %config.path.display(), "loading");
-        let (job, registry, observer) = (config.clone(), registry.clone(), observer.clone());
-        let outcome = tokio::task::spawn_blocking(move || {
-            let outcome = load_one(&job, &registry, observer.as_ref());
-            observer.ended(&job.name);
-            outcome
-        })
-        .await;
-        let backend = match outcome {
-            Ok(Ok(backend)) => backend,
-            Ok(Err(source)) => {
-                return Err(ServeError::Load {
-                    model: config.name.clone(),
-                    source,
-                });
-            }
-            Err(_) => {
-                return Err(ServeError::LoadPanicked {
-                    model: config.name.clone(),
-                });
-            }
-        };
-        let info = backend.info();
-        tracing::info!(
-            model = config.name,
-            architecture = info.architecture,
-            plugin = info.plugin,
-            parameters = info.parameters,
-            dtype = info.dtype,
-            device = info.device,
-            max_context = info.max_context,
-            seconds = started.elapsed().as_secs_f64(),
-            "loaded"
-        );
+        let backend = load_blocking(config.clone(), registry.clone(), observer.clone()).await?;
         // Each model is loaded once: the cell is empty.
         let _ = model.backend.set(backend);
     }
     Ok(())
+}
+
+/// Loads one model on a blocking thread.
+///
+/// # Errors
+/// Why it cannot be loaded.
+pub(super) async fn load_blocking(
+    config: ModelConfig,
+    registry: Registry,
+    observer: Arc<dyn LoadObserver>,
+) -> Result<Arc<dyn Backend>, ServeError> {
+    let started = Instant::now();
+    let name = config.name.clone();
+    tracing::info!(model = name, path = %config.path.display(), "loading");
+    let outcome = tokio::task::spawn_blocking(move || {
+        let outcome = load_one(&config, &registry, observer.as_ref());
+        observer.ended(&config.name);
+        outcome
+    })
+    .await;
+    let backend = match outcome {
+        Ok(Ok(backend)) => backend,
+        Ok(Err(source)) => return Err(ServeError::Load { model: name, source }),
+        Err(_) => return Err(ServeError::LoadPanicked { model: name }),
+    };
+    let info = backend.info();
+    tracing::info!(
+        model = name,
+        architecture = info.architecture,
+        plugin = info.plugin,
+        parameters = info.parameters,
+        dtype = info.dtype,
+        device = info.device,
+        max_context = info.max_context,
+        seconds = started.elapsed().as_secs_f64(),
+        "loaded"
+    );
+    Ok(backend)
 }
 
 fn load_one(

@@ -3,8 +3,8 @@
 use std::fmt;
 use std::sync::Arc;
 
-use baichuan_engine::BackendInfo;
 use baichuan_engine::stats::{EngineStats, Histogram, PoolStats};
+use baichuan_engine::{Backend, BackendInfo};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
@@ -26,6 +26,17 @@ struct Snapshot<'a> {
     stats: EngineStats,
 }
 
+impl<'a> Snapshot<'a> {
+    fn of(backend: &'a Arc<dyn Backend>) -> Self {
+        let info = backend.info();
+        Self {
+            name: &info.name,
+            info,
+            stats: backend.stats().borrow().clone(),
+        }
+    }
+}
+
 impl EngineMetrics {
     pub(super) fn new(models: Arc<Models>) -> Self {
         Self { models }
@@ -34,18 +45,8 @@ impl EngineMetrics {
 
 impl Collector for EngineMetrics {
     fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
-        let snapshots: Vec<Snapshot<'_>> = self
-            .models
-            .iter()
-            .filter_map(|model| {
-                let backend = model.backend()?;
-                Some(Snapshot {
-                    name: model.name(),
-                    info: backend.info(),
-                    stats: backend.stats().borrow().clone(),
-                })
-            })
-            .collect();
+        let backends: Vec<Arc<dyn Backend>> = self.models.iter().filter_map(|m| m.backend()).collect();
+        let snapshots: Vec<Snapshot<'_>> = backends.iter().map(Snapshot::of).collect();
 
         type Read = fn(&EngineStats) -> f64;
         let gauges: [(&str, &str, Read); 3] = [

@@ -1,7 +1,8 @@
 //! What is counted and timed of requests. Every label value comes from a closed set: a configured model, an enum.
 
+use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
@@ -147,10 +148,12 @@ pub(crate) struct Metrics {
     rejected: Family<ReasonLabel, Counter>,
     cancelled: Family<PhaseLabel, Counter>,
     deadline_exceeded: Family<PhaseLabel, Counter>,
-    models: Vec<(String, Arc<ModelMetrics>)>,
     reloads: Family<ReloadLabels, Counter>,
     tenant_rejected: Family<TenantReasonLabels, Counter>,
     pub(crate) handshake_failures: Counter,
+    /// By name, made when a model is first asked for.
+    models: Mutex<BTreeMap<String, Arc<ModelMetrics>>>,
+    of_model: Box<dyn Fn(&str) -> ModelMetrics + Send + Sync>,
     pub(crate) rpc: RpcMetrics,
 }
 
@@ -301,7 +304,7 @@ impl Metrics {
             r.register_collector(Box::new(TlsMetrics::new(tls)));
         }
 
-        let of_model = |name: &str| {
+        let of_model = move |name: &str| {
             let label = ModelLabel {
                 model_name: name.into(),
             };
@@ -326,26 +329,30 @@ impl Metrics {
         let models = models
             .iter()
             .map(|m| (m.name().to_owned(), Arc::new(of_model(m.name()))))
-            .collect();
+            .collect::<BTreeMap<_, _>>();
         Self {
             registry,
             rejected,
             cancelled,
             deadline_exceeded,
-            models,
             reloads,
             tenant_rejected,
             handshake_failures,
+            models: Mutex::new(models),
+            of_model: Box::new(of_model),
             rpc,
         }
     }
 
-    /// Of a served model; `None` for any other name.
+    /// Of a served model.
     pub(crate) fn model(&self, name: &str) -> Option<Arc<ModelMetrics>> {
-        self.models
-            .iter()
-            .find(|(n, _)| n == name)
-            .map(|(_, m)| m.clone())
+        let mut models = self.models.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(metrics) = models.get(name) {
+            return Some(metrics.clone());
+        }
+        let metrics = Arc::new((self.of_model)(name));
+        models.insert(name.to_owned(), metrics.clone());
+        Some(metrics)
     }
 
     /// A call ended with an error.

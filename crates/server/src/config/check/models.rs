@@ -66,7 +66,7 @@ pub(super) fn models(
     models
 }
 
-fn one_model(
+pub(super) fn one_model(
     key: &str,
     raw: RawModel,
     common: &RawEngine,
