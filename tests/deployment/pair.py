@@ -42,6 +42,10 @@ class Observed(Server):
         [self.admin_port] = free_ports(1)
         super().__init__(f"listen.admin=127.0.0.1:{self.admin_port}", "model.threads=1", *settings)
 
+    @property
+    def port(self):
+        return int(self.address.rsplit(":", 1)[1])
+
     def metrics(self):
         with urllib.request.urlopen(f"http://127.0.0.1:{self.admin_port}/metrics", timeout=30) as answer:
             return answer.read().decode()

@@ -76,7 +76,9 @@ class Traffic:
         )
 
     def _stream(self, choice):
-        for _ in self.stub.Generate(self._request(choice), timeout=60):
+        # In a trace of the caller's, which the exemplars of the server's histograms then name.
+        trace = (("traceparent", f"00-{choice.randrange(1, 1 << 128):032x}-{choice.randrange(1, 1 << 64):016x}-01"),)
+        for _ in self.stub.Generate(self._request(choice), timeout=60, metadata=trace):
             pass
 
     def _unary(self, choice):

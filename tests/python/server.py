@@ -34,7 +34,8 @@ class Server:
         env = {k: v for k, v in os.environ.items() if not k.startswith("BAICHUAN_")}
         self.log = []
         self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=env, cwd=folder if checkpoint else None)
-        self.channel = grpc.insecure_channel(self._address("gRPC listens"))
+        self.address = self._address("gRPC listens")
+        self.channel = grpc.insecure_channel(self.address)
         self.admin_channel = None
         if any(setting.startswith("listen.admin_grpc=") for setting in settings):
             self.admin_channel = grpc.insecure_channel(self._address("AdminService listens"))

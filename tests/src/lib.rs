@@ -5,15 +5,19 @@
 
 mod authority;
 pub mod checkpoint;
+mod collector;
 mod fake;
 mod program;
 mod request;
+mod scrape;
 mod server;
 mod wait;
 
 pub use authority::{Authority, Provider, base64_url, seconds_from_now};
+pub use collector::{Collector, attribute};
 pub use fake::{Fake, Gate, greedy};
 pub use program::{ServerProcess, program, signal};
 pub use request::{LETTERS, chat, generate, refusal, text, tokens};
+pub use scrape::scrape;
 pub use server::{Setup, TestServer};
 pub use wait::{held, until_gone, until_idle, until_load, until_ready, within};

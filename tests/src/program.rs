@@ -28,8 +28,9 @@ pub fn program(name: &str) -> Command {
     );
     let mut command = Command::new(program);
     for (variable, _) in std::env::vars_os() {
-        if variable.to_string_lossy().starts_with("BAICHUAN_") {
-            command.env_remove(variable);
+        let name = variable.to_string_lossy();
+        if name.starts_with("BAICHUAN_") || name.starts_with("OTEL_") {
+            command.env_remove(&variable);
         }
     }
     command.kill_on_drop(true);
@@ -51,6 +52,8 @@ pub async fn signal(process: u32, name: &str) {
 pub struct ServerProcess {
     /// Connected.
     pub client: Client,
+    /// Where it listens: `HOST:PORT`.
+    pub address: String,
     child: Child,
     log: JoinHandle<Vec<String>>,
 }
@@ -61,6 +64,14 @@ impl ServerProcess {
     /// # Panics
     /// When it ends before it listens.
     pub async fn start(arguments: &[&str]) -> Self {
+        Self::start_in(&[], arguments).await
+    }
+
+    /// [`Self::start`] with these variables in its environment.
+    ///
+    /// # Panics
+    /// When it ends before it listens.
+    pub async fn start_in(environment: &[(&str, &str)], arguments: &[&str]) -> Self {
         let own = [
             "serve",
             "--listen",
@@ -73,6 +84,7 @@ impl ServerProcess {
         let mut child = program("baichuan-server")
             .args(own)
             .args(arguments)
+            .envs(environment.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
@@ -87,8 +99,13 @@ impl ServerProcess {
             }
             rest
         });
-        let client = Client::connect(&ConnectOptions::new(address)).await.unwrap();
-        Self { client, child, log }
+        let client = Client::connect(&ConnectOptions::new(&address)).await.unwrap();
+        Self {
+            client,
+            address,
+            child,
+            log,
+        }
     }
 
     /// Sends it a signal, e.g. `TERM`.

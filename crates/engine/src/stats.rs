@@ -90,6 +90,10 @@ pub struct Totals {
     pub prompt_tokens: u64,
     /// Tokens generated.
     pub generated_tokens: u64,
+    /// Prompt tokens looked up in a cache of prefixes; none where the backend has no such cache.
+    pub prefix_queried_tokens: u64,
+    /// Of these, how many were there.
+    pub prefix_hit_tokens: u64,
     /// Sequences paused to make room.
     pub preemptions: u64,
     /// Steps run.

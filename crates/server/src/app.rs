@@ -11,6 +11,7 @@ use crate::models::Models;
 use crate::reload::{Reload, Watched};
 use crate::telemetry::LogFilter;
 use crate::telemetry::metrics::Metrics;
+use crate::telemetry::otlp::Otlp;
 use crate::text_pool::TextPool;
 use crate::tls::{self, Tls};
 
@@ -26,6 +27,7 @@ pub(crate) struct App {
     pub(crate) auth: Authenticator,
     /// Absent: what is said on the gRPC listeners can be read on its way.
     pub(crate) tls: Option<Arc<Watched<Tls>>>,
+    pub(crate) otlp: Arc<Otlp>,
     pub(crate) log_filter: Option<LogFilter>,
     pub(crate) started_at: SystemTime,
     pub(crate) started: Instant,
@@ -36,7 +38,11 @@ impl App {
     ///
     /// # Errors
     /// A file of certificates, tokens or keys that cannot be used.
-    pub(crate) async fn new(config: Config, log_filter: Option<LogFilter>) -> Result<Arc<Self>, String> {
+    pub(crate) async fn new(
+        config: Config,
+        otlp: Otlp,
+        log_filter: Option<LogFilter>,
+    ) -> Result<Arc<Self>, String> {
         let tls = config.tls.as_ref().map(tls::open).transpose()?.map(Arc::new);
         let auth = Authenticator::open(&config)?;
         let names = config.models.iter().map(|m| m.name.clone());
@@ -50,9 +56,11 @@ impl App {
                 health.subscribe(),
                 auth.tenants().clone(),
                 tls.clone(),
+                &otlp.counts,
             )),
             auth,
             tls,
+            otlp: Arc::new(otlp),
             health,
             models,
             log_filter,

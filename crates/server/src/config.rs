@@ -16,8 +16,10 @@ mod entry;
 mod identity;
 mod load;
 mod locate;
+mod otel_env;
 mod raw;
 mod reference;
+mod telemetry;
 #[cfg(test)]
 mod tests;
 mod units;
@@ -29,6 +31,7 @@ pub use load::{Flag, Inputs, load};
 pub use locate::{DEFAULT_MODEL_DIR, Places};
 pub use raw::LogFormat;
 pub use reference::reference;
+pub use telemetry::{Pattern, TelemetryConfig, TracesSampler};
 
 /// The server's whole setup.
 #[derive(Clone, Debug, PartialEq)]
@@ -47,6 +50,8 @@ pub struct Config {
     pub shutdown: ShutdownConfig,
     /// Logs.
     pub log: LogConfig,
+    /// Traces and metrics over OTLP.
+    pub telemetry: TelemetryConfig,
     /// Encryption of the gRPC listeners; absent: none.
     pub tls: Option<TlsConfig>,
     /// How callers prove who they are.

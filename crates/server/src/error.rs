@@ -134,6 +134,29 @@ impl ApiError {
         }
     }
 
+    /// What kind it is, for traces.
+    pub(crate) fn kind(&self) -> &'static str {
+        match self {
+            Self::Invalid(_) => "invalid",
+            Self::UnknownModel { .. } | Self::UnknownRequest { .. } => "not_found",
+            Self::Exhausted { reason, .. } => match reason {
+                Exhausted::Queue => "queue_full",
+                Exhausted::TokenBudget => "token_budget",
+                Exhausted::TenantQuota => "tenant_quota",
+                Exhausted::SlowClient => "slow_client",
+                Exhausted::MessageSize => "message_size",
+            },
+            Self::Unavailable(_) => "unavailable",
+            Self::DeadlineExceeded { .. } => "deadline_exceeded",
+            Self::DeadlineUnreachable { .. } => "deadline_unreachable",
+            Self::Unauthenticated(_) => "unauthenticated",
+            Self::Denied(_) => "permission_denied",
+            Self::Aborted => "aborted",
+            Self::Unsupported { .. } => "unsupported",
+            Self::Internal { .. } => "internal",
+        }
+    }
+
     /// Writes the cause of an internal error to the log, once.
     pub(crate) fn log(&self, id: &RequestId) {
         if let Self::Internal { cause } = self {

@@ -1,7 +1,7 @@
 //! The server's life: open the ports, load the models, serve, drain, end.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use baichuan_engine::stats::EngineHealth;
 use baichuan_engine::{Backend, LoadError, LoadProgress, OnFailure, Registry};
@@ -19,7 +19,8 @@ use crate::models::{LoadObserver, load_all};
 use crate::reload;
 use crate::shutdown::Shutdown;
 use crate::systemd;
-use crate::telemetry::LogFilter;
+use crate::telemetry::otlp::Otlp;
+use crate::telemetry::{LogFilter, OtlpError};
 use crate::tls;
 
 /// Time connections have to close by themselves when nothing runs on them any more.
@@ -64,6 +65,9 @@ pub enum ServeError {
     /// The descriptors compiled in cannot be used.
     #[error("reflection: {0}")]
     Reflection(#[from] tonic_reflection::server::Error),
+    /// Traces and metrics cannot be sent.
+    #[error(transparent)]
+    Telemetry(#[from] OtlpError),
     /// Calls still ran when the time to end was up.
     #[error("{running} calls had to be cut off when shutdown.hard_timeout passed")]
     HardTimeout {
@@ -178,7 +182,8 @@ impl Server {
     /// # Errors
     /// A model that cannot be loaded, or calls that had to be cut off at the hard timeout.
     pub async fn run(self, listeners: Listeners, mut shutdown: Shutdown) -> Result<(), ServeError> {
-        let app = App::new(self.config, self.log_filter)
+        let otlp = Otlp::new(&self.config.telemetry)?;
+        let app = App::new(self.config, otlp, self.log_filter)
             .await
             .map_err(ServeError::Identity)?;
         let stop = Stop::default();
@@ -239,10 +244,16 @@ impl Server {
         while tasks.join_next().await.is_some() {}
         watchers.shutdown().await;
         engines.shutdown().await;
+        let patience = match &outcome {
+            // A collector that takes nothing in the time of a batch will not take the last ones.
+            Ok(End::Orderly { left }) => app.config.telemetry.otlp_timeout.min(*left),
+            Ok(End::Insisted) | Err(_) => CLOSE_GRACE,
+        };
+        app.otlp.shutdown(patience).await;
         // Joins the engines' threads. One that is stuck holds up its own thread here and not the server's end.
         let joined = tokio::task::spawn_blocking(move || drop(app));
         match outcome {
-            Ok(End::Orderly) => {
+            Ok(End::Orderly { .. }) => {
                 let _ = joined.await;
                 tracing::info!("ended");
                 Ok(())
@@ -255,7 +266,10 @@ impl Server {
 
 /// How the server was brought to its end.
 enum End {
-    Orderly,
+    Orderly {
+        /// Of `hard_timeout`.
+        left: Duration,
+    },
     Insisted,
 }
 
@@ -267,6 +281,7 @@ async fn end(
     tasks: &mut JoinSet<()>,
 ) -> Result<End, ServeError> {
     let times = &app.config.shutdown;
+    let began = Instant::now();
     let orderly = async {
         tracing::info!(running = app.calls.n_running(), "draining");
         systemd::stopping();
@@ -294,7 +309,9 @@ async fn end(
         stop.now.cancel();
     };
     tokio::select! {
-        () = orderly => Ok(End::Orderly),
+        () = orderly => Ok(End::Orderly {
+            left: times.hard_timeout.saturating_sub(began.elapsed()),
+        }),
         () = shutdown.insisted() => {
             tracing::warn!(running = app.calls.n_running(), "told to end at once");
             tell_and_close(app, stop, tasks).await;

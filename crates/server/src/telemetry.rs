@@ -1,13 +1,20 @@
-//! What operators see of the server: logs and metrics.
+//! What operators see of the server: logs, metrics, traces.
 
+pub(crate) mod call_trace;
+pub(crate) mod content;
 pub(crate) mod engine_metrics;
 pub(crate) mod exposition;
+pub(crate) mod gen_ai;
 pub(crate) mod health_metrics;
+mod json_lines;
 pub(crate) mod logging;
 pub(crate) mod metrics;
 pub(crate) mod names;
+pub(crate) mod otlp;
 pub(crate) mod rpc_metrics;
+pub(crate) mod semconv;
 pub(crate) mod tenant_metrics;
 pub(crate) mod tls_metrics;
 
 pub use logging::{LogFilter, LogSetupError, Terminal, init};
+pub use otlp::OtlpError;

@@ -107,6 +107,11 @@ ENGINE = [
         graph("Embed calls and inputs", "Per second.", [rate("baichuan_embed_requests_total", legend="calls"), rate("baichuan_embed_inputs_total", legend="inputs")], "reqps"),
         graph("Tokens of an input", "How long embedded texts are.", quantiles("baichuan_embed_input_tokens"), "none"),
     ]),
+    ("Telemetry", [
+        graph("Spans over OTLP", "Per second: those a collector took, and those dropped by reason. Without an endpoint there are none.", [
+            rate("baichuan_otlp_spans_exported_total", S, legend="sent"), rate("baichuan_otlp_spans_dropped_total", S, "reason", "dropped: {{reason}}"),
+        ], "none"),
+    ]),
     ("What runs", [
         table("Models", "Architecture, type, device, and fingerprint of the weights.", f"baichuan_model_info{{{M}}}"),
         table("Caches", "Blocks of each pool.", f"vllm:cache_config_info{{{M}}}"),

@@ -12,6 +12,7 @@ use super::{
 mod engine;
 mod identity;
 mod models;
+mod telemetry;
 
 const DEFAULT_GRPC_ADDRESS: &str = "127.0.0.1:50051";
 /// Certificates are renewed days before they end; a token that must go at once has SIGHUP.
@@ -92,6 +93,7 @@ pub(super) fn check(
         requests: requests(raw.requests, &mut findings),
         shutdown: shutdown(raw.shutdown, &mut findings),
         log: log(raw.log, &mut findings),
+        telemetry: telemetry::telemetry(raw.telemetry, &mut findings),
     };
     if findings.0.is_empty() {
         Ok(config)

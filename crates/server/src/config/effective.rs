@@ -5,10 +5,10 @@ use baichuan_engine::{CacheBudget, EngineConfig, OnFailure};
 use super::raw::identity::{RawReload, RawTenant};
 use super::raw::{
     RawCache, RawConfig, RawEngine, RawGrpc, RawLimits, RawListen, RawLog, RawModel, RawOnFailure,
-    RawRequests, RawShutdown,
+    RawRequests, RawShutdown, RawTelemetry,
 };
 use super::units::{Human, Limit};
-use super::{Config, ModelConfig};
+use super::{Config, ModelConfig, TelemetryConfig};
 
 mod identity;
 
@@ -68,6 +68,7 @@ impl Config {
                 filter: Some(self.log.filter.clone()),
                 format: Some(self.log.format),
             },
+            telemetry: raw_telemetry(&self.telemetry),
             tls: identity::tls(self.tls.as_ref()),
             auth: identity::auth(&self.auth),
             tenant_defaults: RawTenant::default(),
@@ -76,6 +77,27 @@ impl Config {
                 interval: Some(Human(self.reload_interval)),
             },
         }
+    }
+}
+
+fn raw_telemetry(telemetry: &TelemetryConfig) -> RawTelemetry {
+    let endpoint = |endpoint: &Option<String>| Some(endpoint.clone().unwrap_or_else(|| "off".into()));
+    RawTelemetry {
+        otlp_endpoint: None,
+        otlp_traces_endpoint: endpoint(&telemetry.traces_endpoint),
+        otlp_metrics_endpoint: endpoint(&telemetry.metrics_endpoint),
+        otlp_timeout: Some(Human(telemetry.otlp_timeout)),
+        service_name: Some(telemetry.service_name.clone()),
+        resource_attributes: Some(telemetry.resource_attributes.clone()),
+        traces_sampler: Some(telemetry.traces_sampler),
+        traces_sampler_arg: Some(telemetry.traces_sampler_arg),
+        span_queue: Some(telemetry.span_queue),
+        span_batch: Some(telemetry.span_batch),
+        span_delay: Some(Human(telemetry.span_delay)),
+        metrics_interval: Some(Human(telemetry.metrics_interval)),
+        baggage_attributes: Some(telemetry.baggage_attributes.clone()),
+        capture_content: Some(telemetry.capture_content),
+        redact: Some(telemetry.redact.iter().map(|p| p.0.as_str().to_owned()).collect()),
     }
 }
 

@@ -10,6 +10,7 @@ use serde_path_to_error::Segment;
 
 use super::check::{self, Finding};
 use super::locate::Places;
+use super::otel_env;
 use super::raw::RawConfig;
 use super::{Config, ConfigError, Problem};
 
@@ -99,6 +100,19 @@ fn merge(inputs: &Inputs) -> Result<Value, ConfigError> {
     if let Some(path) = &inputs.file {
         layers.push(file_layer(path)?);
     }
+    let mut standard: Vec<(&str, &str)> = inputs
+        .env
+        .iter()
+        .filter_map(|(name, value)| Some((name.to_str()?, value.to_str()?)))
+        .collect();
+    standard.sort_by_key(|(name, _)| otel_env::rank(name));
+    for (name, text) in standard {
+        let origin = format!("environment variable {name}");
+        for (key, set) in otel_env::settings(name, text) {
+            let set = set.map_err(|message| problem(key, message, &origin))?;
+            layers.push(nested(key, value(set, &origin), &origin)?);
+        }
+    }
     for (name, value) in &inputs.env {
         layers.extend(env_layer(name, value)?);
     }
@@ -169,8 +183,13 @@ fn is_service_link(key: &str) -> bool {
     key.ends_with("SERVICE_HOST") || key.contains("SERVICE_PORT") || port == "PORT" || numbered
 }
 
-/// The layer of one `a.b.c = value`.
+/// The layer of one `a.b.c = value`, the value as text.
 fn single(key: &str, text: &str, origin: &str) -> Result<Layer, ConfigError> {
+    nested(key, value_of_text(text, origin), origin)
+}
+
+/// The layer of one `a.b.c = value`.
+fn nested(key: &str, value: Value, origin: &str) -> Result<Layer, ConfigError> {
     let mut parts: Vec<&str> = key.split('.').collect();
     if parts.iter().any(|p| p.is_empty()) {
         return Err(problem(
@@ -180,13 +199,10 @@ fn single(key: &str, text: &str, origin: &str) -> Result<Layer, ConfigError> {
         ));
     }
     let root = parts.remove(0).to_string();
-    let nested = parts
-        .into_iter()
-        .rev()
-        .fold(value_of_text(text, origin), |inner, part| {
-            let table: Map<String, Value> = [(part.to_string(), inner)].into_iter().collect();
-            Value::new(Some(&origin.into()), ValueKind::Table(table))
-        });
+    let nested = parts.into_iter().rev().fold(value, |inner, part| {
+        let table: Map<String, Value> = [(part.to_string(), inner)].into_iter().collect();
+        Value::new(Some(&origin.into()), ValueKind::Table(table))
+    });
     Ok(Layer([(root, nested)].into_iter().collect()))
 }
 

@@ -11,6 +11,7 @@ use baichuan_engine::{DeviceChoice, DeviceMap, Dtype, IsqType};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::telemetry::TracesSampler;
 use super::units::{Human, Limit};
 
 pub(crate) mod identity;
@@ -44,6 +45,8 @@ pub(crate) struct RawConfig {
     pub(crate) shutdown: RawShutdown,
     /// Logs.
     pub(crate) log: RawLog,
+    /// Traces and metrics over OTLP/gRPC, and how much of requests may be in them.
+    pub(crate) telemetry: RawTelemetry,
     /// TLS of the gRPC listeners.
     pub(crate) tls: RawTls,
     /// How callers prove who they are.
@@ -352,6 +355,46 @@ pub(crate) struct RawLog {
     pub(crate) filter: Option<String>,
     /// How a line looks.
     pub(crate) format: Option<LogFormat>,
+}
+
+/// Traces and metrics over OTLP/gRPC, and how much of requests may be in them.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct RawTelemetry {
+    /// `http://HOST:PORT` or `https://HOST:PORT` of a collector; `"off"`: nothing is made and nothing sent
+    /// [`OTEL_EXPORTER_OTLP_ENDPOINT`].
+    #[schemars(extend("x-default" = "`\"off\"`"))]
+    pub(crate) otlp_endpoint: Option<String>,
+    /// Where spans go, if elsewhere [`OTEL_EXPORTER_OTLP_TRACES_ENDPOINT`; `OTEL_TRACES_EXPORTER=none`].
+    #[schemars(extend("x-default" = "`otlp_endpoint`"))]
+    pub(crate) otlp_traces_endpoint: Option<String>,
+    /// Where metrics go, if elsewhere [`OTEL_EXPORTER_OTLP_METRICS_ENDPOINT`; `OTEL_METRICS_EXPORTER=none`].
+    #[schemars(extend("x-default" = "`otlp_endpoint`"))]
+    pub(crate) otlp_metrics_endpoint: Option<String>,
+    /// Time a collector has to take a batch; then it is dropped and counted [`OTEL_EXPORTER_OTLP_TIMEOUT`].
+    pub(crate) otlp_timeout: Option<Human<Duration>>,
+    /// `service.name` of the resource [`OTEL_SERVICE_NAME`].
+    pub(crate) service_name: Option<String>,
+    /// Further attributes of the resource [`OTEL_RESOURCE_ATTRIBUTES`].
+    pub(crate) resource_attributes: Option<BTreeMap<String, String>>,
+    /// Which traces are recorded; `parentbased_*`: as the caller decided, if it did [`OTEL_TRACES_SAMPLER`].
+    pub(crate) traces_sampler: Option<TracesSampler>,
+    /// Share of traces recorded by `traceidratio` and `parentbased_traceidratio` [`OTEL_TRACES_SAMPLER_ARG`].
+    pub(crate) traces_sampler_arg: Option<f64>,
+    /// Ended spans that may wait to be sent; more are dropped and counted [`OTEL_BSP_MAX_QUEUE_SIZE`].
+    pub(crate) span_queue: Option<usize>,
+    /// Spans sent together at most [`OTEL_BSP_MAX_EXPORT_BATCH_SIZE`].
+    pub(crate) span_batch: Option<usize>,
+    /// Longest an ended span waits for others [`OTEL_BSP_SCHEDULE_DELAY`].
+    pub(crate) span_delay: Option<Human<Duration>>,
+    /// How often metrics are sent [`OTEL_METRIC_EXPORT_INTERVAL`].
+    pub(crate) metrics_interval: Option<Human<Duration>>,
+    /// Members of the caller's baggage that become attributes `baggage.NAME` of the call's span, at most 16.
+    pub(crate) baggage_attributes: Option<Vec<String>>,
+    /// Put prompts and completions, redacted, into spans. They are medical texts: think before you turn it on.
+    pub(crate) capture_content: Option<bool>,
+    /// Regular expressions; what they match is `[REDACTED]` in captured content.
+    pub(crate) redact: Option<Vec<String>>,
 }
 
 /// What happens when a model fails.

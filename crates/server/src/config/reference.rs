@@ -26,6 +26,9 @@ truth value, quoted string or list is text. Unknown keys and bad values are erro
 it was written, all at once. `baichuan-server check-config` takes what `serve` takes and prints the configuration in
 force.
 
+The standard `OTEL_*` variables that `[telemetry]` names set those keys, over the file and under `BAICHUAN_*`. Headers,
+compression and certificates of OTLP are read by its client library itself (`OTEL_EXPORTER_OTLP_HEADERS` and its like).
+
 A duration is text such as `\"250ms\"`, `\"30s\"` or `\"1h 30m\"`.
 ";
 

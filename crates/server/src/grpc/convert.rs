@@ -9,6 +9,7 @@ pub(super) mod embed;
 pub(super) mod events;
 pub(super) mod generate;
 pub(super) mod model;
+pub(super) mod operation;
 pub(super) mod prompt;
 pub(super) mod vllm;
 

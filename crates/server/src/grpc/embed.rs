@@ -11,12 +11,13 @@ use futures::stream::{self, StreamExt, TryStreamExt};
 
 use super::admission;
 use super::convert::embed::{self, Input, Options};
-use super::convert::{Findings, clamp, events, model, prompt};
+use super::convert::{Findings, clamp, events, model, operation, prompt};
 use super::meta::Meta;
 use crate::app::App;
 use crate::calls::Interrupt;
 use crate::error::{ApiError, Phase, Unavailable};
 use crate::identity::tenant::Tenant;
+use crate::telemetry::gen_ai::Outcome;
 
 /// Whose an input is, and its times.
 pub(super) struct By {
@@ -44,10 +45,24 @@ pub(super) async fn embed(
         deadline: call.deadline,
     };
     let _running = admission::begin(app, &by.tenant)?;
+    let (name, inputs) = (&backend.info().name, request.inputs.len());
+    let mut trace = operation::of_embed(meta.trace(), Some(inputs), name, id, by.arrived);
     let work = embed_all(app, id, &backend, &by, request);
-    call.run(work)
-        .await
-        .unwrap_or_else(|interrupt| Err(interrupted(interrupt, Usage::default())))
+    let outcome = call.run(work).await;
+    let outcome = outcome.unwrap_or_else(|interrupt| Err(interrupted(interrupt, Usage::default())));
+    match &outcome {
+        Ok(response) => {
+            let timings = response.timings.unwrap_or_default();
+            let queue_ms = timings.queue_ms + timings.tokenize_ms;
+            trace.admitted(Duration::from_secs_f64(queue_ms.max(0.0) / 1e3));
+            trace.end(&Outcome {
+                input_tokens: response.usage.unwrap_or_default().prompt_tokens as usize,
+                ..Outcome::default()
+            });
+        }
+        Err(error) => trace.end(&Outcome::failed(error.kind())),
+    }
+    outcome
 }
 
 /// The error of a call without a stream of messages to say it in.

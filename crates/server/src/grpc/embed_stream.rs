@@ -14,7 +14,7 @@ use tonic::{Status, Streaming};
 
 use super::admission;
 use super::convert::embed::{self, Options};
-use super::convert::{Findings, events, model, prompt};
+use super::convert::{Findings, events, model, operation, prompt};
 use super::embed::{By, interrupted, one};
 use super::meta::{Meta, failure};
 use super::pipeline::transport_error;
@@ -22,6 +22,7 @@ use crate::app::App;
 use crate::calls::Call;
 use crate::error::{ApiError, Phase};
 use crate::identity::tenant::{Running, Tenant};
+use crate::telemetry::gen_ai::{Operation, Outcome};
 
 /// What all inputs of a stream share.
 struct Shared {
@@ -106,22 +107,58 @@ fn start(
         move |request| answer(shared.clone(), request)
     });
     let answers = works.buffer_unordered(in_flight).boxed();
-    Ok(stream::unfold(Some((call, answers, shared)), next).boxed())
+    let name = &shared.backend.info().name;
+    let mut trace = operation::of_embed(meta.trace(), None, name, id, call.arrived);
+    trace.admitted(Duration::ZERO);
+    let ongoing = Ongoing {
+        answers,
+        trace,
+        tokens: 0,
+        shared,
+        call,
+    };
+    Ok(stream::unfold(Some(ongoing), next).boxed())
 }
 
 type Answers = BoxStream<'static, Result<v1::EmbedStreamResponse, ApiError>>;
-type State = (Call, Answers, Arc<Shared>);
+
+/// A stream that goes on.
+struct Ongoing {
+    answers: Answers,
+    trace: Operation,
+    /// Of the inputs embedded so far.
+    tokens: usize,
+    shared: Arc<Shared>,
+    call: Call,
+}
 
 /// The next answer, or what ends the stream.
-async fn next(state: Option<State>) -> Option<(Result<v1::EmbedStreamResponse, Status>, Option<State>)> {
-    let (mut call, mut answers, shared) = state?;
-    let error = match call.run(answers.next()).await {
-        Ok(None) => return None,
-        Ok(Some(Ok(answer))) => return Some((Ok(answer), Some((call, answers, shared)))),
+async fn next(
+    ongoing: Option<Ongoing>,
+) -> Option<(Result<v1::EmbedStreamResponse, Status>, Option<Ongoing>)> {
+    let mut ongoing = ongoing?;
+    let mut outcome = Outcome {
+        input_tokens: ongoing.tokens,
+        ..Outcome::default()
+    };
+    let error = match ongoing.call.run(ongoing.answers.next()).await {
+        Ok(None) => {
+            ongoing.trace.end(&outcome);
+            return None;
+        }
+        Ok(Some(Ok(answer))) => {
+            ongoing.tokens += answer.usage.unwrap_or_default().prompt_tokens as usize;
+            return Some((Ok(answer), Some(ongoing)));
+        }
         Ok(Some(Err(error))) => error,
         Err(interrupt) => interrupted(interrupt, Usage::default()),
     };
-    Some((Err(failure(&shared.app, &shared.id, &error)), None))
+    outcome.error = Some(error.kind());
+    ongoing.trace.end(&outcome);
+    Some((
+        Err(failure(&ongoing.shared.app, &ongoing.shared.id, &error)),
+        None,
+    ))
 }
 
 /// One input's answer; an error ends the stream.

@@ -12,13 +12,14 @@ use baichuan_proto::v1::generate_response::Event as WireEvent;
 
 use super::admission;
 use super::convert::events::{self, End};
-use super::convert::{clamp, generate, prompt};
+use super::convert::{clamp, generate, operation, prompt};
 use super::meta::Meta;
 use crate::app::App;
 use crate::calls::{Call, Interrupt};
 use crate::error::{ApiError, Phase, Unavailable};
 use crate::identity::tenant::{Running, Tenant};
-use crate::telemetry::metrics::{ModelMetrics, observe};
+use crate::telemetry::gen_ai::{Operation, Outcome};
+use crate::telemetry::metrics::{EndLabel, ModelMetrics, observe, observe_traced};
 
 /// A generation that runs. Dropping it cancels it.
 pub(super) struct Generation {
@@ -28,6 +29,7 @@ pub(super) struct Generation {
     _running: Running,
     backend: Arc<dyn Backend>,
     metrics: Option<Arc<ModelMetrics>>,
+    trace: Operation,
     /// Absent when the call was interrupted before it was submitted.
     events: Option<EventStream>,
     interrupted: Option<Interrupt>,
@@ -40,6 +42,8 @@ pub(super) struct Generation {
     first_token: Option<Instant>,
     completions: Vec<Completion>,
     pending: VecDeque<Result<WireEvent, ApiError>>,
+    /// Why it failed, if it did.
+    failure: Option<&'static str>,
     ended: bool,
 }
 
@@ -49,7 +53,7 @@ struct Completion {
     n_tokens: usize,
     first_token: Option<Instant>,
     last_token: Option<Instant>,
-    ended: bool,
+    ended: Option<EndLabel>,
 }
 
 /// Takes a request up: checks it, tokenises its prompt, submits it.
@@ -67,9 +71,54 @@ pub(super) async fn start(
     let tenant = meta.identity()?.tenant.clone();
     let running = admission::begin(app, &tenant)?;
     let backend = meta.backend(app, &request.model)?;
+    let name = &backend.info().name;
+    let mut trace = operation::of_generate(meta.trace(), &request, name, id, call.arrived);
+    let submitted = submit(app, id, &mut call, &tenant, &backend, request).await;
+    let submitted = submitted.inspect_err(|error| trace.end(&Outcome::failed(error.kind())))?;
+    Ok(Generation {
+        app: app.clone(),
+        call,
+        tenant,
+        _running: running,
+        metrics: app.metrics.model(name),
+        trace,
+        events: submitted.events,
+        interrupted: submitted.interrupted,
+        seed: submitted.seed,
+        return_token_ids: submitted.return_token_ids,
+        tokenize: submitted.tokenize,
+        prompt: None,
+        prompt_tokens: submitted.prompt_tokens,
+        first_token: None,
+        completions: vec![Completion::default(); submitted.n as usize],
+        pending: VecDeque::new(),
+        failure: None,
+        ended: false,
+        backend,
+    })
+}
+
+/// A request that is with its backend, or was interrupted on the way.
+struct Submitted {
+    events: Option<EventStream>,
+    interrupted: Option<Interrupt>,
+    seed: u64,
+    n: u32,
+    return_token_ids: bool,
+    tokenize: Duration,
+    prompt_tokens: usize,
+}
+
+async fn submit(
+    app: &Arc<App>,
+    id: &RequestId,
+    call: &mut Call,
+    tenant: &Arc<Tenant>,
+    backend: &Arc<dyn Backend>,
+    request: v1::GenerateRequest,
+) -> Result<Submitted, ApiError> {
     let info = backend.info();
     let valid = generate::check(request, info, rand::random())?;
-
     let (sampling, output) = (valid.sampling, valid.output);
     let (seed, n) = (sampling.seed(), sampling.n());
     let field = valid.prompt.field("");
@@ -104,30 +153,20 @@ pub(super) async fn start(
                 account: tenant.account(),
                 deadline: call.deadline,
             }));
-            let charge = admission::charge(app, &tenant, 1, prompt_tokens)?;
+            let charge = admission::charge(app, tenant, 1, prompt_tokens)?;
             let submitted = backend.submit(request).map_err(ApiError::from);
             charge.settle(&submitted);
             (Some(submitted?), None, prompt_tokens)
         }
     };
-    Ok(Generation {
-        app: app.clone(),
-        call,
-        tenant,
-        _running: running,
-        metrics: app.metrics.model(&info.name),
+    Ok(Submitted {
         events,
         interrupted,
         seed,
+        n,
         return_token_ids: output.token_ids,
         tokenize,
-        prompt: None,
         prompt_tokens,
-        first_token: None,
-        completions: vec![Completion::default(); n as usize],
-        pending: VecDeque::new(),
-        ended: false,
-        backend,
     })
 }
 
@@ -190,6 +229,7 @@ impl Generation {
             observe(&metrics.queue, info.queue);
             metrics.prompt_tokens.observe(info.prompt_tokens as f64);
         }
+        self.trace.admitted(info.queue);
         self.prompt = Some(PromptInfo {
             prompt_logprobs: Vec::new(),
             ..info
@@ -199,6 +239,7 @@ impl Generation {
 
     /// The first token is chosen when the last part of the prompt is computed; its message may wait for others.
     fn prefilled(&mut self, part: &Prefilled) {
+        self.trace.prefilled(part.ended, part.start, part.tokens);
         if part.is_last {
             self.first_token(part.ended);
         }
@@ -210,11 +251,10 @@ impl Generation {
             return;
         }
         self.first_token = Some(at);
+        self.trace.first_token(at);
         if let Some(metrics) = &self.metrics {
-            observe(
-                &metrics.first_token,
-                at.saturating_duration_since(self.call.arrived),
-            );
+            let to_first = at.saturating_duration_since(self.call.arrived);
+            observe_traced(&metrics.first_token, to_first, self.trace.call().exemplar());
         }
     }
 
@@ -238,6 +278,9 @@ impl Generation {
             completion.first_token.get_or_insert(delta.at);
             completion.last_token = Some(delta.at);
         }
+        if let Some(content) = &mut self.trace.content {
+            content.answered(delta.index as usize, &delta.text);
+        }
         self.pending.push_back(Ok(WireEvent::Delta(v1::Delta {
             index: delta.index,
             text: delta.text,
@@ -254,7 +297,7 @@ impl Generation {
         let n_tokens = finished.usage.completion_tokens;
         if let Some(metrics) = &self.metrics {
             let timings = &finished.timings;
-            observe(&metrics.e2e, timings.total);
+            observe_traced(&metrics.e2e, timings.total, self.trace.call().exemplar());
             observe(&metrics.prefill, timings.prefill);
             observe(&metrics.decode, timings.decode);
             observe(&metrics.per_output_token, timings.time_per_output_token(n_tokens));
@@ -268,13 +311,13 @@ impl Generation {
             &finished.timings,
             finished.preemptions,
         );
-        self.ended = self.completions.iter().all(|c| c.ended);
+        self.ended = self.completions.iter().all(|c| c.ended.is_some());
     }
 
     fn end_completion(&mut self, index: u32, end: &End, usage: Usage, timings: &Timings, preemptions: u32) {
         let wire = end.on_wire();
         if let Some(completion) = self.completions.get_mut(index as usize) {
-            completion.ended = true;
+            completion.ended = Some(wire.label);
         }
         if let Some(metrics) = &self.metrics {
             metrics.ended(wire.label);
@@ -302,18 +345,21 @@ impl Generation {
         let usage_of_all = self.usage(self.completions.iter().map(|c| c.n_tokens).sum());
         for index in 0..self.completions.len() {
             let completion = self.completions[index].clone();
-            if !completion.ended {
+            if completion.ended.is_none() {
                 let usage = self.usage(completion.n_tokens);
                 self.end_completion(clamp(index), &end, usage, &self.timings(&completion), 0);
             }
         }
         self.ended = true;
         if interrupt == Interrupt::Deadline {
-            self.pending.push_back(Err(ApiError::DeadlineExceeded {
+            let error = ApiError::DeadlineExceeded {
                 phase,
                 usage: usage_of_all,
-            }));
+            };
+            self.failure = Some(error.kind());
+            self.pending.push_back(Err(error));
         } else {
+            self.failure = Some(ApiError::Aborted.kind());
             self.app.metrics.cancelled(phase);
         }
     }
@@ -321,6 +367,7 @@ impl Generation {
     fn fail(&mut self, error: ApiError) {
         self.events = None;
         self.ended = true;
+        self.failure = Some(error.kind());
         self.pending.push_back(Err(error));
     }
 
@@ -367,6 +414,16 @@ impl Drop for Generation {
     fn drop(&mut self) {
         if !self.ended {
             self.app.metrics.cancelled(self.phase());
+            self.failure = Some(Outcome::CANCELLED);
         }
+        let usage = self.usage(self.completions.iter().map(|c| c.n_tokens).sum());
+        let ends = self.completions.iter().filter_map(|c| c.ended);
+        self.trace.end(&Outcome {
+            input_tokens: usage.prompt_tokens,
+            output_tokens: usage.completion_tokens,
+            cached_tokens: usage.cached_tokens,
+            finish_reasons: ends.map(EndLabel::text).collect(),
+            error: self.failure,
+        });
     }
 }

@@ -12,6 +12,7 @@ use crate::app::App;
 use crate::error::{ApiError, Unproven};
 use crate::identity::Identity;
 use crate::models::Model;
+use crate::telemetry::call_trace::CallTrace;
 
 const TIMEOUT: &str = "grpc-timeout";
 const MAX_ID_BYTES: usize = 128;
@@ -23,6 +24,7 @@ pub(super) struct Meta {
     timeout: Option<Duration>,
     /// The pipeline knows it, or the call would not be here.
     identity: Option<Identity>,
+    trace: CallTrace,
 }
 
 /// Whether `id` may name a request: 1 to 128 visible ASCII characters.
@@ -57,6 +59,11 @@ impl Meta {
                 .map_or_else(new_request_id, RequestId::new),
             timeout: timeout(metadata.as_ref()),
             identity: request.extensions().get::<Identity>().cloned(),
+            trace: request
+                .extensions()
+                .get::<CallTrace>()
+                .cloned()
+                .unwrap_or_default(),
         }
     }
 
@@ -91,12 +98,21 @@ impl Meta {
         app.models.backend(model.name())
     }
 
-    /// The call's name: the message's own if it has a good one, else the metadata's.
+    /// The call's name: the message's own if it has a good one, else the metadata's. Log lines and spans have it from
+    /// here on.
     pub(super) fn request_id(&self, own: &str) -> RequestId {
-        match is_request_id(own) {
+        let id = match is_request_id(own) {
             true => RequestId::new(own),
             false => self.id.clone(),
-        }
+        };
+        tracing::Span::current().record("request_id", id.as_str());
+        self.trace.named(id.as_str());
+        id
+    }
+
+    /// The call as traces see it.
+    pub(super) fn trace(&self) -> &CallTrace {
+        &self.trace
     }
 
     /// How long the call may take: the least of `grpc-timeout`, the message's limit and the server's.

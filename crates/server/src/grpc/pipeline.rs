@@ -18,12 +18,14 @@ use tonic::body::Body;
 use tonic::service::Routes;
 use tonic::{Code, Status};
 use tower::Service;
+use tracing::{Instrument, Span};
 
 use super::Face;
 use super::meta::{failure, is_request_id, new_request_id};
 use super::status::REQUEST_ID;
 use crate::app::App;
 use crate::error::{ApiError, Exhausted};
+use crate::telemetry::call_trace::CallTrace;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::rpc_metrics::StartedRpc;
 use crate::tls::Peer;
@@ -68,7 +70,11 @@ impl Pipeline {
     ) -> Result<Response<Watched>, Infallible> {
         let mut request = request.map(Body::new);
         let id = name(request.headers_mut());
-        let mut rpc = self.app.metrics.rpc.start(request.uri().path());
+        let mut rpc = self.app.metrics.rpc.start(request.uri().path(), |method| {
+            CallTrace::begin(&self.app.otlp, method, request.headers())
+        });
+        let span = rpc.trace().log_span();
+        request.extensions_mut().insert(rpc.trace().clone());
         match self
             .app
             .auth
@@ -83,8 +89,8 @@ impl Pipeline {
                 }
             }
             Err(error) => {
-                let status = failure(&self.app, &id, &error);
-                return Ok(watch(status.into_http(), rpc, None));
+                let status = span.in_scope(|| failure(&self.app, &id, &error));
+                return Ok(watch(status.into_http(), rpc, span, None));
             }
         }
         let is_limited = LIMITED
@@ -93,15 +99,15 @@ impl Pipeline {
         let room = if is_limited {
             match self.room.clone().try_acquire_owned() {
                 Ok(room) => Some(room),
-                Err(_) => return Ok(watch(self.full(&id).into_http(), rpc, None)),
+                Err(_) => return Ok(watch(self.full(&id).into_http(), rpc, span, None)),
             }
         } else {
             None
         };
-        let Ok(mut response) = self.routes.call(request).await;
+        let Ok(mut response) = self.routes.call(request).instrument(span.clone()).await;
         repair(response.headers_mut(), &self.app, &id);
         echo(response.headers_mut(), &id);
-        Ok(watch(response, rpc, room))
+        Ok(watch(response, rpc, span, room))
     }
 
     fn full(&self, id: &RequestId) -> Status {
@@ -167,15 +173,21 @@ pub(super) fn transport_error(status: &Status) -> Option<ApiError> {
     }
 }
 
-fn watch(response: Response<Body>, rpc: StartedRpc, room: Option<OwnedSemaphorePermit>) -> Response<Watched> {
+fn watch(
+    response: Response<Body>,
+    rpc: StartedRpc,
+    span: Span,
+    room: Option<OwnedSemaphorePermit>,
+) -> Response<Watched> {
     let (parts, body) = response.into_parts();
     let mut watched = Watched {
         body,
         rpc: Some(rpc),
+        span,
         _room: room,
     };
     // An error before the first message is told in the headers; there are no trailers then.
-    watched.see(&parts.headers);
+    watched.span.in_scope(|| see(&mut watched.rpc, &parts.headers));
     Response::from_parts(parts, watched)
 }
 
@@ -183,16 +195,17 @@ fn watch(response: Response<Body>, rpc: StartedRpc, room: Option<OwnedSemaphoreP
 pub(crate) struct Watched {
     body: Body,
     rpc: Option<StartedRpc>,
+    /// What its log lines are written in.
+    span: Span,
     _room: Option<OwnedSemaphorePermit>,
 }
 
-impl Watched {
-    fn see(&mut self, headers: &HeaderMap) {
-        if let Some(status) = Status::from_header_map(headers)
-            && let Some(rpc) = self.rpc.take()
-        {
-            rpc.end(status.code());
-        }
+/// Ends a call whose status is in these headers.
+fn see(rpc: &mut Option<StartedRpc>, headers: &HeaderMap) {
+    if let Some(status) = Status::from_header_map(headers)
+        && let Some(rpc) = rpc.take()
+    {
+        rpc.end(status.code());
     }
 }
 
@@ -204,12 +217,13 @@ impl http_body::Body for Watched {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        let frame = Pin::new(&mut self.body).poll_frame(cx);
+        let this = &mut *self;
+        let _in_call = this.span.enter();
+        let frame = Pin::new(&mut this.body).poll_frame(cx);
         if let Poll::Ready(Some(Ok(frame))) = &frame
             && let Some(trailers) = frame.trailers_ref()
         {
-            let trailers = trailers.clone();
-            self.see(&trailers);
+            see(&mut this.rpc, trailers);
         }
         frame
     }

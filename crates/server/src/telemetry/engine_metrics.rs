@@ -71,12 +71,20 @@ impl Collector for EngineMetrics {
         }
 
         type Count = fn(&EngineStats) -> u64;
-        let counters: [(&str, &str, Count); 6] = [
+        let counters: [(&str, &str, Count); 8] = [
             (names::PROMPT_TOKENS, "Prompt tokens of admitted requests", |s| {
                 s.totals.prompt_tokens
             }),
             (names::GENERATION_TOKENS, "Tokens generated", |s| {
                 s.totals.generated_tokens
+            }),
+            (
+                names::PREFIX_QUERIES,
+                "Prompt tokens looked up in a cache of prefixes",
+                |s| s.totals.prefix_queried_tokens,
+            ),
+            (names::PREFIX_HITS, "Prompt tokens found there", |s| {
+                s.totals.prefix_hit_tokens
             }),
             (names::PREEMPTIONS, "Sequences paused to make room", |s| {
                 s.totals.preemptions

@@ -5,11 +5,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use indicatif::MultiProgress;
 use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::fmt::format::JsonFields;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::reload;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, Registry};
 
+use super::json_lines::JsonLines;
 use crate::config::{LogConfig, LogFormat};
 
 /// Standard error, shared by log lines and progress bars so that neither tears the other apart.
@@ -97,7 +99,10 @@ pub fn init(config: &LogConfig, terminal: &Terminal) -> Result<LogFilter, LogSet
     let lines = tracing_subscriber::fmt::layer().with_writer(terminal.clone());
     let lines = match config.format {
         LogFormat::Text => lines.with_ansi(Terminal::is_watched()).with_target(false).boxed(),
-        LogFormat::Json => lines.json().flatten_event(true).boxed(),
+        LogFormat::Json => lines
+            .fmt_fields(JsonFields::new())
+            .event_format(JsonLines)
+            .boxed(),
     };
     tracing_subscriber::registry()
         .with(filter)

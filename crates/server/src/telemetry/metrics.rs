@@ -7,14 +7,17 @@ use std::time::Duration;
 
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
 use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::exemplar::HistogramWithExemplars;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Metric, Registry};
 use tokio::sync::watch;
 
+use super::call_trace::TraceLabels;
 use super::engine_metrics::EngineMetrics;
 use super::health_metrics::HealthMetrics;
+use super::otlp::ExportCounts;
 use super::rpc_metrics::RpcMetrics;
 use super::tenant_metrics::TenantMetrics;
 use super::tls_metrics::TlsMetrics;
@@ -104,12 +107,18 @@ struct ReloadLabels {
 /// Says how the values of a closed set are written in labels.
 macro_rules! label_value {
     ($set:ident { $($value:ident => $text:literal,)* }) => {
+        impl $set {
+            /// As it is written in labels.
+            pub(crate) fn text(self) -> &'static str {
+                match self {
+                    $(Self::$value => $text,)*
+                }
+            }
+        }
+
         impl EncodeLabelValue for $set {
             fn encode(&self, encoder: &mut LabelValueEncoder) -> Result<(), fmt::Error> {
-                let text = match self {
-                    $(Self::$value => $text,)*
-                };
-                EncodeLabelValue::encode(&text, encoder)
+                EncodeLabelValue::encode(&self.text(), encoder)
             }
         }
     };
@@ -168,10 +177,10 @@ impl fmt::Debug for Metrics {
 pub(crate) struct ModelMetrics {
     model_name: String,
     ended: Family<EndLabels, Counter>,
-    pub(crate) first_token: Histogram,
+    pub(crate) first_token: TracedHistogram,
     pub(crate) inter_token: Histogram,
     pub(crate) per_output_token: Histogram,
-    pub(crate) e2e: Histogram,
+    pub(crate) e2e: TracedHistogram,
     pub(crate) queue: Histogram,
     pub(crate) prefill: Histogram,
     pub(crate) decode: Histogram,
@@ -194,6 +203,10 @@ impl ModelMetrics {
 }
 
 type Histograms = Family<ModelLabel, Histogram, fn() -> Histogram>;
+type TracedHistograms = Family<ModelLabel, TracedHistogram, fn() -> TracedHistogram>;
+
+/// A histogram whose buckets name a trace each.
+pub(crate) type TracedHistogram = HistogramWithExemplars<TraceLabels>;
 
 impl Metrics {
     /// Metrics of these models, all at zero, and of the server's health.
@@ -202,6 +215,7 @@ impl Metrics {
         health: watch::Receiver<State>,
         tenants: Arc<Tenants>,
         tls: Option<Arc<Watched<Tls>>>,
+        exports: &ExportCounts,
     ) -> Self {
         let mut registry = Registry::default();
         let r = &mut registry;
@@ -230,11 +244,11 @@ impl Metrics {
                 Family::new_with_constructor(|| Histogram::new(COUNT_BUCKETS)),
             )
         };
-        let first_token: Histograms = register(
+        let first_token: TracedHistograms = register(
             r,
             names::TIME_TO_FIRST_TOKEN,
             "From arrival to the first token",
-            Family::new_with_constructor(|| Histogram::new(FIRST_TOKEN_BUCKETS)),
+            Family::new_with_constructor(|| HistogramWithExemplars::new(FIRST_TOKEN_BUCKETS.into_iter())),
         );
         let inter_token = tokens(r, names::INTER_TOKEN, "Between tokens of a completion");
         let per_output_token = tokens(
@@ -242,7 +256,12 @@ impl Metrics {
             names::TIME_PER_OUTPUT_TOKEN,
             "Mean time between tokens of a completion",
         );
-        let e2e = times(r, names::E2E, "From arrival to the end");
+        let e2e: TracedHistograms = register(
+            r,
+            names::E2E,
+            "From arrival to the end",
+            Family::new_with_constructor(|| HistogramWithExemplars::new(REQUEST_BUCKETS.into_iter())),
+        );
         let queue = times(r, names::QUEUE_TIME, "From arrival to admission");
         let prefill = times(r, names::PREFILL_TIME, "From admission to the first token");
         let decode = times(r, names::DECODE_TIME, "From the first token to the last");
@@ -303,6 +322,7 @@ impl Metrics {
         if let Some(tls) = tls {
             r.register_collector(Box::new(TlsMetrics::new(tls)));
         }
+        exports.register(r);
 
         let of_model = move |name: &str| {
             let label = ModelLabel {
@@ -312,10 +332,10 @@ impl Metrics {
             ModelMetrics {
                 model_name: name.into(),
                 ended: ended.clone(),
-                first_token: histogram(&first_token),
+                first_token: first_token.get_or_create_owned(&label),
                 inter_token: histogram(&inter_token),
                 per_output_token: histogram(&per_output_token),
-                e2e: histogram(&e2e),
+                e2e: e2e.get_or_create_owned(&label),
                 queue: histogram(&queue),
                 prefill: histogram(&prefill),
                 decode: histogram(&decode),
@@ -424,7 +444,15 @@ fn register<M: Metric + Clone>(registry: &mut Registry, name: &str, help: &str, 
     metric
 }
 
+/// Seconds, as Prometheus counts time, with where to find the trace behind them.
+pub(crate) fn observe_traced(histogram: &TracedHistogram, time: Duration, trace: Option<TraceLabels>) {
+    histogram.observe(time.as_secs_f64(), trace, None);
+}
+
 /// Seconds, as Prometheus counts time.
 pub(crate) fn observe(histogram: &Histogram, time: Duration) {
     histogram.observe(time.as_secs_f64());
 }
+
+#[cfg(test)]
+mod tests;

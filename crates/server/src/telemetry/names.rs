@@ -12,6 +12,10 @@ pub(crate) const CACHE_CONFIG: &str = "vllm:cache_config_info";
 pub(crate) const PROMPT_TOKENS: &str = "vllm:prompt_tokens";
 /// Tokens generated.
 pub(crate) const GENERATION_TOKENS: &str = "vllm:generation_tokens";
+/// Prompt tokens looked up in a cache of prefixes.
+pub(crate) const PREFIX_QUERIES: &str = "vllm:prefix_cache_queries";
+/// Of these, how many were there.
+pub(crate) const PREFIX_HITS: &str = "vllm:prefix_cache_hits";
 /// Sequences paused to make room.
 pub(crate) const PREEMPTIONS: &str = "vllm:num_preemptions";
 /// Completions ended, by reason.
@@ -89,6 +93,13 @@ pub(crate) const LIVE: &str = "baichuan_live";
 pub(crate) const MODEL_INFO: &str = "baichuan_model_info";
 /// What this program is, in labels.
 pub(crate) const BUILD_INFO: &str = "baichuan_build_info";
+
+/// Spans that a collector took.
+pub(crate) const SPANS_EXPORTED: &str = "baichuan_otlp_spans_exported";
+/// Spans that no collector got, by reason.
+pub(crate) const SPANS_DROPPED: &str = "baichuan_otlp_spans_dropped";
+/// Exports of metrics over OTLP that failed.
+pub(crate) const METRIC_EXPORTS_FAILED: &str = "baichuan_otlp_metric_exports_failed";
 
 /// Calls begun.
 pub(crate) const RPC_STARTED: &str = "grpc_server_started";

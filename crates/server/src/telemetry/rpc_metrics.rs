@@ -13,6 +13,7 @@ use prometheus_client::registry::Registry;
 use prost_types::FileDescriptorSet;
 use tonic::Code;
 
+use super::call_trace::CallTrace;
 use super::names;
 
 const BUCKETS: [f64; 16] = [
@@ -25,6 +26,14 @@ pub(crate) struct MethodLabels {
     grpc_type: &'static str,
     grpc_service: &'static str,
     grpc_method: &'static str,
+}
+
+/// A method that is served.
+#[derive(Clone, Copy, Debug)]
+struct Method {
+    labels: MethodLabels,
+    /// `package.Service/Method`; absent for calls that get no span: probes and reflection would drown the others.
+    traced: Option<&'static str>,
 }
 
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
@@ -52,7 +61,7 @@ type Seconds = Family<MethodLabels, Histogram, fn() -> Histogram>;
 /// Counters and times of calls.
 #[derive(Clone)]
 pub(crate) struct RpcMetrics {
-    methods: Arc<HashMap<String, MethodLabels>>,
+    methods: Arc<HashMap<String, Method>>,
     started: Family<MethodLabels, Counter>,
     handled: Family<HandledLabels, Counter>,
     of_tenants: Family<TenantLabels, Counter>,
@@ -63,6 +72,8 @@ pub(crate) struct RpcMetrics {
 pub(crate) struct StartedRpc {
     metrics: RpcMetrics,
     method: MethodLabels,
+    traced: Option<&'static str>,
+    trace: CallTrace,
     at: Instant,
     /// Whose it is, once that is known.
     tenant: Option<String>,
@@ -90,13 +101,21 @@ impl RpcMetrics {
         metrics
     }
 
-    /// A call to `path` begins.
-    pub(crate) fn start(&self, path: &str) -> StartedRpc {
-        let method = self.methods.get(path).copied().unwrap_or(UNKNOWN);
+    /// A call to `path` begins; `trace` makes what traces see of it.
+    pub(crate) fn start(
+        &self,
+        path: &str,
+        trace: impl FnOnce(Option<&'static str>) -> CallTrace,
+    ) -> StartedRpc {
+        let method = self.methods.get(path);
+        let traced = method.and_then(|method| method.traced);
+        let method = method.map_or(UNKNOWN, |method| method.labels);
         self.started.get_or_create(&method).inc();
         StartedRpc {
             metrics: self.clone(),
             method,
+            traced,
+            trace: trace(traced),
             at: Instant::now(),
             tenant: None,
             ended: false,
@@ -108,6 +127,11 @@ impl StartedRpc {
     /// The call is a configured tenant's.
     pub(crate) fn is_of(&mut self, tenant: &str) {
         self.tenant = Some(tenant.to_owned());
+    }
+
+    /// The call as traces see it.
+    pub(crate) fn trace(&self) -> &CallTrace {
+        &self.trace
     }
 
     /// The call ended with this code.
@@ -134,8 +158,19 @@ impl StartedRpc {
             let labels = TenantLabels { tenant, grpc_code };
             self.metrics.of_tenants.get_or_create(&labels).inc();
         }
-        let seconds = self.at.elapsed().as_secs_f64();
-        self.metrics.seconds.get_or_create(&self.method).observe(seconds);
+        let took = self.at.elapsed();
+        self.metrics
+            .seconds
+            .get_or_create(&self.method)
+            .observe(took.as_secs_f64());
+        self.trace.end(self.traced, code, took);
+        tracing::debug!(
+            service = grpc_service,
+            method = grpc_method,
+            code = code_name(code),
+            seconds = took.as_secs_f64(),
+            "call ended"
+        );
     }
 }
 
@@ -148,7 +183,7 @@ impl Drop for StartedRpc {
 }
 
 /// Every method that is served, by path.
-fn methods() -> HashMap<String, MethodLabels> {
+fn methods() -> HashMap<String, Method> {
     let mut methods = HashMap::new();
     for set in [
         FILE_DESCRIPTOR_SET,
@@ -175,7 +210,9 @@ fn methods() -> HashMap<String, MethodLabels> {
                         grpc_service: name,
                         grpc_method,
                     };
-                    methods.insert(format!("/{name}/{grpc_method}"), labels);
+                    let path: &'static str = format!("{name}/{grpc_method}").leak();
+                    let traced = (!name.starts_with("grpc.")).then_some(path);
+                    methods.insert(format!("/{path}"), Method { labels, traced });
                 }
             }
         }
@@ -227,9 +264,16 @@ mod tests {
                 "bidi_stream",
             ),
         ] {
-            assert_eq!(methods[path].grpc_type, kind, "{path}");
+            assert_eq!(methods[path].labels.grpc_type, kind, "{path}");
         }
         let metrics = RpcMetrics::register(&mut Registry::default());
-        assert_eq!(metrics.start("/etc/passwd").method, UNKNOWN);
+        let started = metrics.start("/etc/passwd", |traced| {
+            assert_eq!(traced, None);
+            CallTrace::default()
+        });
+        assert_eq!(started.method, UNKNOWN);
+        assert_eq!(methods["/grpc.health.v1.Health/Check"].traced, None);
+        let generate = "baichuan.v1.InferenceService/Generate";
+        assert_eq!(methods[&format!("/{generate}")].traced, Some(generate));
     }
 }
