@@ -8,7 +8,6 @@ use std::sync::Arc;
 use baichuan_kernels::{Attention, Threads, attend};
 use candle_core::{Result, Tensor};
 use mistralrs_quant::QuantMethod;
-use rayon::prelude::*;
 
 use crate::cache::LayerCache;
 use crate::config::LayerShape;
@@ -16,7 +15,7 @@ use crate::conv::{Convolution, RawRows};
 use crate::host;
 use crate::step::Step;
 
-/// Rows that a thread should have for itself before others are woken.
+/// Rows that a thread takes at a time.
 const ROWS_PER_TASK: usize = 8;
 
 /// Attention of one layer.
@@ -50,7 +49,8 @@ impl HybridAttention {
         cache: &mut LayerCache,
     ) -> Result<Tensor> {
         let packed = self.pack.forward(x)?;
-        let Projected { q, k, v } = host::with_values(&packed, |packed| self.project(packed, step, cache))??;
+        let Projected { q, k, v } =
+            host::with_values(&packed, |packed| self.project(threads, packed, step, cache))??;
         let spans = step.spans(cache.layout);
         let attention = Attention {
             q_heads: self.shape.n_heads,
@@ -66,7 +66,13 @@ impl HybridAttention {
     }
 
     /// Takes the rows of `W_pack` apart, convolves keys and values, rotates queries and keys.
-    fn project(&self, packed: &[f32], step: &Step<'_>, cache: &mut LayerCache) -> Result<Projected> {
+    fn project(
+        &self,
+        threads: &Threads,
+        packed: &[f32],
+        step: &Step<'_>,
+        cache: &mut LayerCache,
+    ) -> Result<Projected> {
         let (q_width, kv_width, head_dim) =
             (self.shape.q_width(), self.shape.kv_width(), self.shape.head_dim);
         let row_width = q_width + 2 * kv_width;
@@ -87,15 +93,18 @@ impl HybridAttention {
             let q = &mut projected.q[rows.start * q_width..rows.end * q_width];
             let k = &mut projected.k[rows.start * kv_width..rows.end * kv_width];
             let v = &mut projected.v[rows.start * kv_width..rows.end * kv_width];
-            let of_token = q
-                .par_chunks_exact_mut(q_width)
-                .zip(k.par_chunks_exact_mut(kv_width))
-                .zip(v.par_chunks_exact_mut(kv_width));
             let (raw_keys, raw_values) = (&cache.raw_keys, &cache.raw_values);
-            of_token
-                .enumerate()
-                .with_min_len(ROWS_PER_TASK)
-                .for_each(|(t, ((q, k), v))| {
+            let chunks = q
+                .chunks_mut(ROWS_PER_TASK * q_width)
+                .zip(k.chunks_mut(ROWS_PER_TASK * kv_width))
+                .zip(v.chunks_mut(ROWS_PER_TASK * kv_width));
+            threads.each(chunks.enumerate().collect(), |(chunk, ((q, k), v))| {
+                let of_token = q
+                    .chunks_exact_mut(q_width)
+                    .zip(k.chunks_exact_mut(kv_width))
+                    .zip(v.chunks_exact_mut(kv_width));
+                for (i, ((q, k), v)) in of_token.enumerate() {
+                    let t = chunk * ROWS_PER_TASK + i;
                     q.copy_from_slice(&packed[t * row_width..][..q_width]);
                     rotation.rotate(rows.start + t, q);
                     self.conv_k
@@ -103,7 +112,8 @@ impl HybridAttention {
                     rotation.rotate(rows.start + t, k);
                     self.conv_v
                         .apply(|tap| self.tapped(raw_values, slot, t, tap, raw_v), v);
-                });
+                }
+            });
             cache.raw_keys.advance(slot, rows.len(), raw_k);
             cache.raw_values.advance(slot, rows.len(), raw_v);
         }

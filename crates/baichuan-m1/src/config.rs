@@ -5,11 +5,13 @@
 //! (their shapes against these numbers) is for [`crate::weights`] to check.
 
 mod error;
+mod quantization;
 mod raw;
 
 use std::path::Path;
 
 pub use error::ConfigError;
+pub use quantization::Quantization;
 use raw::RawConfig;
 
 /// The architecture name that this crate answers to.
@@ -45,6 +47,8 @@ pub struct BaichuanConfig {
     pub bos_token_id: Option<u32>,
     /// Tokens that end an answer.
     pub eos_token_ids: Vec<u32>,
+    /// How matrices lie on disk; absent: as plain numbers.
+    pub quantization: Option<Quantization>,
     /// The layers from the first to the last.
     pub layers: Vec<LayerShape>,
 }
@@ -151,6 +155,7 @@ impl TryFrom<RawConfig> for BaichuanConfig {
                 .iter()
                 .map(|&id| token_id("eos_token_id", id))
                 .collect::<Result<_, _>>()?,
+            quantization: Quantization::of(&raw)?,
             layers: layer_shapes(&raw, hidden_size)?,
         })
     }

@@ -32,15 +32,13 @@ pub(crate) fn norm(threads: &Threads, x: &Tensor, weight: &[f32], eps: f32) -> R
     rows(out, weight.len())
 }
 
-/// `silu(gate) · up`, element by element; both `[rows, width]`.
-pub(crate) fn gated(threads: &Threads, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
-    let width = up.dim(1)?;
-    let out = with_values(gate, |gate| {
-        with_values(up, |up| {
-            let mut out = vec![0.0; up.len()];
-            swiglu(threads, gate, up, &mut out);
-            out
-        })
-    })??;
+/// `silu(gate) · up`, element by element, of rows that hold gates and then ups: `[rows, 2 · width]` to `[rows, width]`.
+pub(crate) fn gated(threads: &Threads, gate_up: &Tensor) -> Result<Tensor> {
+    let width = gate_up.dim(1)? / 2;
+    let out = with_values(gate_up, |gate_up| {
+        let mut out = vec![0.0; gate_up.len() / 2];
+        swiglu(threads, gate_up, width, &mut out);
+        out
+    })?;
     rows(out, width)
 }

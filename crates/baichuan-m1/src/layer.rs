@@ -18,10 +18,8 @@ pub(crate) struct DecoderLayer {
     pub(crate) attention: HybridAttention,
     /// `[hidden]`.
     pub(crate) post_norm: Vec<f32>,
-    /// `[intermediate, hidden]`.
-    pub(crate) gate: Arc<dyn QuantMethod>,
-    /// `[intermediate, hidden]`.
-    pub(crate) up: Arc<dyn QuantMethod>,
+    /// Gates, then ups: `[2 · intermediate, hidden]`.
+    pub(crate) gate_up: Arc<dyn QuantMethod>,
     /// `[hidden, intermediate]`.
     pub(crate) down: Arc<dyn QuantMethod>,
     pub(crate) norm_eps: f32,
@@ -39,7 +37,7 @@ impl DecoderLayer {
         let normed = host::norm(threads, x, &self.input_norm, self.norm_eps)?;
         let x = (x + self.attention.forward(threads, &normed, step, cache)?)?;
         let normed = host::norm(threads, &x, &self.post_norm, self.norm_eps)?;
-        let gated = host::gated(threads, &self.gate.forward(&normed)?, &self.up.forward(&normed)?)?;
+        let gated = host::gated(threads, &self.gate_up.forward(&normed)?)?;
         x + self.down.forward(&gated)?
     }
 }

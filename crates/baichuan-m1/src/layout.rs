@@ -42,6 +42,14 @@ impl TensorSpec {
         }
     }
 
+    /// Rows and columns of a matrix: of what linear layers and the embedding are made of.
+    pub fn matrix(&self) -> Option<(usize, usize)> {
+        match (self.role, &self.shape[..]) {
+            (Role::Embedding | Role::Head | Role::Pack | Role::Linear, &[rows, cols]) => Some((rows, cols)),
+            _ => None,
+        }
+    }
+
     /// Values in the tensor.
     pub fn n_elements(&self) -> usize {
         self.shape.iter().product()
@@ -61,8 +69,13 @@ pub fn final_norm(config: &BaichuanConfig) -> TensorSpec {
 
 /// `lm_head.weight`, `[vocab, hidden]`; none where the head is the embedding.
 pub fn head(config: &BaichuanConfig) -> Option<TensorSpec> {
+    (!config.tie_word_embeddings).then(|| own_head(config))
+}
+
+/// `lm_head.weight`, also where a plain checkpoint has none: a packed one always has it, rows normalised.
+pub fn own_head(config: &BaichuanConfig) -> TensorSpec {
     let shape = [config.vocab_size, config.hidden_size];
-    (!config.tie_word_embeddings).then(|| TensorSpec::new("lm_head.weight", shape, Role::Head))
+    TensorSpec::new("lm_head.weight", shape, Role::Head)
 }
 
 /// The tensors of one layer.
@@ -113,6 +126,13 @@ impl LayerSpec {
         }
     }
 
+    /// `mlp.gate_up_proj.weight`, `[2 · intermediate, hidden]`: gates, then ups. In packed checkpoints only.
+    pub fn gate_up(&self) -> TensorSpec {
+        let rows = self.gate.shape[0] + self.up.shape[0];
+        let name = self.gate.name.replace("gate_proj", "gate_up_proj");
+        TensorSpec::new(name, [rows, self.gate.shape[1]], Role::Linear)
+    }
+
     pub(crate) fn into_array(self) -> [TensorSpec; 9] {
         let Self {
             input_norm,
@@ -138,4 +158,27 @@ pub fn all(config: &BaichuanConfig) -> Vec<TensorSpec> {
         .chain([final_norm(config)])
         .chain(head(config))
         .collect()
+}
+
+/// Every tensor of a packed checkpoint, matrices first: gate and up are one, and the head is there, tied or not.
+pub fn packed(config: &BaichuanConfig) -> Vec<TensorSpec> {
+    let layers = config.layers.iter().enumerate();
+    let layers = layers.flat_map(|(i, shape)| {
+        let spec = LayerSpec::new(config, i, shape);
+        let gate_up = spec.gate_up();
+        let not_stacked = |other: &TensorSpec| {
+            !["gate_proj", "up_proj"]
+                .iter()
+                .any(|part| other.name.ends_with(&format!("mlp.{part}.weight")))
+        };
+        let mut specs: Vec<_> = spec.into_array().into_iter().filter(not_stacked).collect();
+        specs.push(gate_up);
+        specs
+    });
+    let mut specs: Vec<_> = std::iter::once(embedding(config))
+        .chain(layers)
+        .chain([final_norm(config), own_head(config)])
+        .collect();
+    specs.sort_by_key(|spec| spec.matrix().is_none());
+    specs
 }

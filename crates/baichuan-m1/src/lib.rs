@@ -59,6 +59,7 @@ mod load;
 mod model;
 mod place;
 mod plugin;
+mod quantize;
 pub mod random;
 mod rope;
 mod step;

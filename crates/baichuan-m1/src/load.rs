@@ -1,33 +1,36 @@
-//! Makes a model of a checkpoint: tensors are read, checked, rounded to the type asked for and packed, one at a
-//! time, so that no more than one of them is ever in memory twice.
+//! Makes a model of a checkpoint: tensors are read, checked, rounded or quantised to what is asked for and packed, one at
+//! a time, see [`reader`]; what a checkpoint has packed already is read where it lies.
+
+pub(crate) mod reader;
 
 use std::path::Path;
 use std::sync::Arc;
 
 use baichuan_engine::model::ModelSpec;
-use baichuan_engine::{CachePlan, Dtype, EngineConfig, LoadError, LoadProgress};
+use baichuan_engine::{CachePlan, Dtype, EngineConfig, IsqType, LoadError, LoadProgress};
 use baichuan_kernels::{ElementType, GgmlFormat, Matrix, Threads};
-use candle_core::{Device, Tensor};
 use mistralrs_quant::QuantMethod;
 use sysinfo::{MemoryRefreshKind, RefreshKind, System};
 
+use self::reader::{Reader, SOURCE_DTYPE};
 use crate::attention::HybridAttention;
 use crate::cache::{self, Caches};
-use crate::config::{BaichuanConfig, Span};
+use crate::config::{BaichuanConfig, Quantization, Span};
 use crate::conv::Convolution;
 use crate::layer::DecoderLayer;
-use crate::layout::{self, LayerSpec, TensorSpec};
+use crate::layout::{self, LayerSpec, Role};
 use crate::linear::HostLinear;
 use crate::model::BaichuanM1;
-use crate::weights::{Stored, Values, Weights, WeightsError};
+use crate::weights::{StoredMatrix, Weights, WeightsError};
 
 /// How to load a model.
 pub struct LoadOptions<'a> {
     /// Type of the weights in memory; absent: each as it is on disk.
     pub dtype: Option<Dtype>,
-    /// Type of cached keys and values; absent: f32.
+    /// Type of cached keys and values; absent: that of the checkpoint's weights, before they were quantised.
     pub cache_dtype: Option<Dtype>,
-    /// Format to quantise projections and head to; absent: they stay as they are.
+    /// Format to quantise projections and head to, the embedding to [`Quantization::embedding`]; absent: they stay as
+    /// they are.
     pub isq: Option<GgmlFormat>,
     /// Where to compute.
     pub threads: Threads,
@@ -45,10 +48,12 @@ pub struct Loaded<M = BaichuanM1> {
     pub config: BaichuanConfig,
     /// Number of weights.
     pub parameters: u64,
-    /// Type of the projections in memory.
+    /// Type of the projections in memory; where they are quantised, of what is not.
     pub dtype: Dtype,
-    /// What projections and head were quantised to, if they were.
-    pub quantization: Option<GgmlFormat>,
+    /// Type of cached keys and values.
+    pub cache_dtype: Dtype,
+    /// What projections and head are quantised to, if they are, as mistral.rs spells it.
+    pub quantization: Option<&'static str>,
     /// Digest of all tensors as they are on disk, however they are spread over files.
     pub digest: blake3::Hash,
     /// Where it runs, e.g. `cpu`.
@@ -62,30 +67,36 @@ pub fn load(dir: &Path, options: &LoadOptions<'_>) -> Result<Loaded, LoadError> 
         message,
     };
     let config = BaichuanConfig::from_dir(dir).map_err(|error| invalid(error.to_string()))?;
+    let isq = to_quantise(&config, options)?;
     let weights = Weights::open(dir, &config).map_err(|error| invalid(error.to_string()))?;
+    let on_disk = on_disk(&weights, &config);
     options.threads.install(|| {
-        let mut reader = Reader {
-            weights: &weights,
-            options,
-            digest: blake3::Hasher::new(),
-            done: 0,
+        let mut reader = Reader::new(&weights, (options.dtype, isq), &options.threads, options.progress);
+        let parts =
+            parts(&mut reader, &config, &options.threads).map_err(|error| invalid(error.to_string()))?;
+        let cache_dtype = options.cache_dtype.unwrap_or(on_disk);
+        let (caches, spec) = caches(&config, options, cache_dtype, reader.mapped_bytes())?;
+        let quantization = match (isq, config.quantization) {
+            (Some(format), _) | (None, Some(Quantization::Panels16(format))) => Some(format.name()),
+            (None, Some(Quantization::Affine4)) => Some(IsqType::AFQ4.name()),
+            (None, None) => None,
         };
-        let parts = reader
-            .parts(&config)
-            .map_err(|error| invalid(error.to_string()))?;
-        let (caches, spec) = caches(&config, options)?;
-        let specs = layout::all(&config);
-        let pack = specs.iter().find(|spec| spec.role == layout::Role::Pack);
-        let on_disk = pack.map_or(Dtype::F32, |spec| weights.get(spec).dtype());
         Ok(Loaded {
-            parameters: specs.iter().map(|spec| spec.n_elements() as u64).sum(),
-            dtype: options.dtype.unwrap_or(on_disk),
-            quantization: options.isq,
-            digest: reader.digest.finalize(),
+            parameters: layout::all(&config)
+                .iter()
+                .map(|spec| spec.n_elements() as u64)
+                .sum(),
+            dtype: match quantization {
+                Some(_) => Dtype::F32,
+                None => options.dtype.unwrap_or(on_disk),
+            },
+            cache_dtype,
+            quantization,
+            digest: reader.digest(),
             device: "cpu".into(),
             model: BaichuanM1 {
                 threads: options.threads.clone(),
-                embedding: tensor(parts.embedding, config.hidden_size).map_err(compute_error)?,
+                embedding: parts.embedding,
                 layers: parts.layers,
                 final_norm: parts.final_norm,
                 head: parts.head,
@@ -98,10 +109,53 @@ pub fn load(dir: &Path, options: &LoadOptions<'_>) -> Result<Loaded, LoadError> 
     })
 }
 
+/// What plain weights are to be quantised to; nothing where the checkpoint is so already.
+fn to_quantise(config: &BaichuanConfig, options: &LoadOptions<'_>) -> Result<Option<GgmlFormat>, LoadError> {
+    let unsupported = |key, message: String| Err(LoadError::Unsupported { key, message });
+    if let Some(dtype) = options
+        .dtype
+        .filter(|_| options.isq.is_some() || config.quantization.is_some())
+    {
+        let message = format!("{}: weights are quantised, leave it unset", dtype.name());
+        return unsupported("dtype", message);
+    }
+    match (options.isq, config.quantization) {
+        (isq, None) => Ok(isq),
+        (None, _) => Ok(None),
+        (Some(isq), Some(Quantization::Panels16(format))) if isq == format => Ok(None),
+        (Some(isq), Some(_)) => {
+            let message = format!(
+                "{}: the checkpoint is quantised already, leave it unset",
+                isq.name()
+            );
+            unsupported("isq", message)
+        }
+    }
+}
+
+/// The type that the weights have, or had before they were quantised.
+pub(crate) fn on_disk(weights: &Weights, config: &BaichuanConfig) -> Dtype {
+    let named = |name: &str| {
+        [Dtype::F32, Dtype::F16, Dtype::Bf16]
+            .into_iter()
+            .find(|dtype| dtype.name() == name)
+    };
+    let pack = layout::all(config)
+        .into_iter()
+        .find(|spec| spec.role == Role::Pack);
+    match pack.map(|spec| weights.matrix(&spec)) {
+        Some(StoredMatrix::Plain(stored)) => stored.dtype(),
+        Some(StoredMatrix::Affine4 { scales, .. }) => scales.dtype(),
+        Some(StoredMatrix::Packed(_)) | None => {
+            weights.note(SOURCE_DTYPE).and_then(named).unwrap_or(Dtype::F32)
+        }
+    }
+}
+
 /// What of a model is weights.
 struct Parts {
     /// `[vocab, hidden]`.
-    embedding: Values,
+    embedding: Matrix,
     layers: Vec<DecoderLayer>,
     /// `[hidden]`.
     final_norm: Vec<f32>,
@@ -109,126 +163,73 @@ struct Parts {
     head: Arc<dyn QuantMethod>,
 }
 
-struct Reader<'a> {
-    weights: &'a Weights,
-    options: &'a LoadOptions<'a>,
-    digest: blake3::Hasher,
-    done: u64,
+fn parts(reader: &mut Reader<'_>, config: &BaichuanConfig, threads: &Threads) -> Result<Parts, WeightsError> {
+    let spec = layout::embedding(config);
+    let embedding = reader.matrix(&[&spec])?;
+    let layers = (0..config.layers.len())
+        .map(|index| layer(reader, config, index, threads))
+        .collect::<Result<_, _>>()?;
+    let final_norm = reader.vector(&layout::final_norm(config))?;
+    let is_packed = matches!(config.quantization, Some(Quantization::Panels16(_)));
+    let head = match layout::head(config).or_else(|| is_packed.then(|| layout::own_head(config))) {
+        Some(head) => reader.matrix(&[&head])?,
+        // The head is the embedding normalised, while the embedding itself stays as it is.
+        None => reader.tied_head(&spec, &embedding)?,
+    };
+    Ok(Parts {
+        embedding,
+        layers,
+        final_norm,
+        head: Arc::new(HostLinear::new(head, threads.clone())),
+    })
 }
 
-impl Reader<'_> {
-    fn parts(&mut self, config: &BaichuanConfig) -> Result<Parts, WeightsError> {
-        let spec = layout::embedding(config);
-        let embedding = self.values(&spec)?;
-        let layers = (0..config.layers.len())
-            .map(|index| self.layer(config, index))
-            .collect::<Result<_, _>>()?;
-        let final_norm = self.vector(&layout::final_norm(config))?;
-        // Tied: the head is the embedding normalised, while the embedding itself stays as it is.
-        let head_spec = layout::head(config);
-        let stored = self.weights.get(head_spec.as_ref().unwrap_or(&spec));
-        let values = stored.normalised(self.dtype(&stored))?;
-        if head_spec.is_some() {
-            self.note(&stored);
-        }
-        let head = self.linear(values, &spec);
-        Ok(Parts {
-            embedding,
-            layers,
-            final_norm,
-            head,
-        })
-    }
-
-    fn layer(&mut self, config: &BaichuanConfig, index: usize) -> Result<DecoderLayer, WeightsError> {
-        let shape = config.layers[index];
-        let spec = LayerSpec::new(config, index, &shape);
-        let conv_window = config.conv_window;
-        let convolution = |taps| Convolution::new(taps, conv_window, shape.head_dim);
-        Ok(DecoderLayer {
-            input_norm: self.vector(&spec.input_norm)?,
-            attention: HybridAttention {
-                shape,
-                pack: self.projection(&spec.pack)?,
-                conv_k: convolution(self.vector(&spec.taps_k)?),
-                conv_v: convolution(self.vector(&spec.taps_v)?),
-                out: self.projection(&spec.out)?,
-                conv_window,
-            },
-            post_norm: self.vector(&spec.post_norm)?,
-            gate: self.projection(&spec.gate)?,
-            up: self.projection(&spec.up)?,
-            down: self.projection(&spec.down)?,
-            norm_eps: config.rms_norm_eps as f32,
-        })
-    }
-
-    /// Scales and taps: f32, whatever the weights are.
-    fn vector(&mut self, spec: &TensorSpec) -> Result<Vec<f32>, WeightsError> {
-        let stored = self.weights.get(spec);
-        let values = stored.to_vec()?;
-        self.note(&stored);
-        Ok(values)
-    }
-
-    fn projection(&mut self, spec: &TensorSpec) -> Result<Arc<dyn QuantMethod>, WeightsError> {
-        let values = self.values(spec)?;
-        Ok(self.linear(values, spec))
-    }
-
-    fn values(&mut self, spec: &TensorSpec) -> Result<Values, WeightsError> {
-        let stored = self.weights.get(spec);
-        let values = stored.values(self.dtype(&stored))?;
-        self.note(&stored);
-        Ok(values)
-    }
-
-    fn dtype(&self, stored: &Stored<'_>) -> Dtype {
-        self.options.dtype.unwrap_or(stored.dtype())
-    }
-
-    /// A linear layer of row-major `values` in the shape of `spec`.
-    fn linear(&self, values: Values, spec: &TensorSpec) -> Arc<dyn QuantMethod> {
-        let threads = &self.options.threads;
-        let (rows, cols) = (spec.shape[0], spec.shape[1]);
-        let weight = match (self.options.isq, &values) {
-            (Some(format), values) => Matrix::quantize(threads, format, rows, cols, |row, out| {
-                values.widen(row * cols..(row + 1) * cols, out);
-            }),
-            (None, Values::F32(values)) => Matrix::from_f32(threads, rows, cols, values),
-            (None, Values::F16(values)) => Matrix::from_f16(threads, rows, cols, values),
-            (None, Values::Bf16(values)) => Matrix::from_bf16(threads, rows, cols, values),
-        };
-        Arc::new(HostLinear::new(weight, threads.clone()))
-    }
-
-    /// Counts a tensor as read.
-    fn note(&mut self, stored: &Stored<'_>) {
-        self.digest.update(stored.name().as_bytes());
-        self.digest.update(&[0, stored.dtype() as u8]);
-        self.digest.update_rayon(stored.bytes());
-        self.done += stored.bytes().len() as u64;
-        (self.options.progress)(LoadProgress {
-            stage: "weights",
-            done: self.done,
-            total: self.weights.total_bytes(),
-        });
-    }
+fn layer(
+    reader: &mut Reader<'_>,
+    config: &BaichuanConfig,
+    index: usize,
+    threads: &Threads,
+) -> Result<DecoderLayer, WeightsError> {
+    let shape = config.layers[index];
+    let spec = LayerSpec::new(config, index, &shape);
+    let conv_window = config.conv_window;
+    let convolution = |taps| Convolution::new(taps, conv_window, shape.head_dim);
+    let linear = |matrix| -> Arc<dyn QuantMethod> { Arc::new(HostLinear::new(matrix, threads.clone())) };
+    Ok(DecoderLayer {
+        input_norm: reader.vector(&spec.input_norm)?,
+        attention: HybridAttention {
+            shape,
+            pack: linear(reader.matrix(&[&spec.pack])?),
+            conv_k: convolution(reader.vector(&spec.taps_k)?),
+            conv_v: convolution(reader.vector(&spec.taps_v)?),
+            out: linear(reader.matrix(&[&spec.out])?),
+            conv_window,
+        },
+        post_norm: reader.vector(&spec.post_norm)?,
+        gate_up: linear(match config.quantization {
+            Some(Quantization::Panels16(_)) => reader.matrix(&[&spec.gate_up()])?,
+            _ => reader.matrix(&[&spec.gate, &spec.up])?,
+        }),
+        down: linear(reader.matrix(&[&spec.down])?),
+        norm_eps: config.rms_norm_eps as f32,
+    })
 }
 
 /// Reads the layers of a model whose other layers live elsewhere.
 #[cfg(feature = "cuda")]
-pub(crate) struct HostReader<'a>(Reader<'a>);
+pub(crate) struct HostReader<'a> {
+    reader: Reader<'a>,
+    threads: &'a Threads,
+}
 
 #[cfg(feature = "cuda")]
 impl<'a> HostReader<'a> {
     pub(crate) fn new(weights: &'a Weights, options: &'a LoadOptions<'a>) -> Self {
-        Self(Reader {
-            weights,
-            options,
-            digest: blake3::Hasher::new(),
-            done: 0,
-        })
+        let numbers = (options.dtype, options.isq);
+        Self {
+            reader: Reader::new(weights, numbers, &options.threads, options.progress),
+            threads: &options.threads,
+        }
     }
 
     /// Reads layer number `index`, counting it in `digest` and `done`.
@@ -236,34 +237,25 @@ impl<'a> HostReader<'a> {
         &mut self,
         config: &BaichuanConfig,
         index: usize,
-        (digest, done): (&mut blake3::Hasher, &mut u64),
+        counts: (&mut blake3::Hasher, &mut u64),
     ) -> Result<DecoderLayer, WeightsError> {
-        let reader = &mut self.0;
-        std::mem::swap(&mut reader.digest, digest);
-        reader.done = *done;
-        let layer = reader.layer(config, index);
-        std::mem::swap(&mut reader.digest, digest);
-        *done = reader.done;
+        self.reader.swap_counts((&mut *counts.0, &mut *counts.1));
+        let layer = layer(&mut self.reader, config, index, self.threads);
+        self.reader.swap_counts(counts);
         layer
     }
 }
 
-fn compute_error(error: candle_core::Error) -> LoadError {
-    LoadError::Compute(error.to_string())
-}
-
-fn tensor(values: Values, width: usize) -> candle_core::Result<Tensor> {
-    let cpu = Device::Cpu;
-    match values {
-        Values::F32(values) => Tensor::from_vec(values, ((), width), &cpu),
-        Values::F16(values) => Tensor::from_vec(values, ((), width), &cpu),
-        Values::Bf16(values) => Tensor::from_vec(values, ((), width), &cpu),
-    }
-}
-
 /// Divides memory among the layers and takes it.
-fn caches(config: &BaichuanConfig, options: &LoadOptions<'_>) -> Result<(Caches, ModelSpec), LoadError> {
-    let element = match options.cache_dtype.unwrap_or(Dtype::F32) {
+///
+/// `mapped_bytes` of weights are read where they lie in a file: free memory to the system, but not to the caches.
+fn caches(
+    config: &BaichuanConfig,
+    options: &LoadOptions<'_>,
+    cache_dtype: Dtype,
+    mapped_bytes: u64,
+) -> Result<(Caches, ModelSpec), LoadError> {
+    let element = match cache_dtype {
         Dtype::F32 => ElementType::F32,
         Dtype::F16 => ElementType::F16,
         Dtype::Bf16 => ElementType::Bf16,
@@ -272,7 +264,12 @@ fn caches(config: &BaichuanConfig, options: &LoadOptions<'_>) -> Result<(Caches,
     let max_context = config
         .max_positions
         .min(options.engine.max_context.unwrap_or(usize::MAX));
-    let cache = CachePlan::new(&layers, options.engine, max_context, free_memory()?)?;
+    let cache = CachePlan::new(
+        &layers,
+        options.engine,
+        max_context,
+        free_memory()?.saturating_sub(mapped_bytes),
+    )?;
     let lacks =
         |blocks, span: fn(Span) -> bool| blocks == 0 && config.layers.iter().any(|layer| span(layer.span));
     if lacks(cache.global_blocks, |span| span == Span::Global)

@@ -6,8 +6,8 @@ use baichuan_engine::model::{
     CacheCopy, Freed, HiddenRows, ModelSpec, Rows, StepBatch, StepEntry, StepOutput, Wants,
 };
 use baichuan_engine::{CausalLm, SlotId, StepError};
-use baichuan_kernels::Threads;
-use candle_core::{DType, Device, Result, Tensor};
+use baichuan_kernels::{Matrix, Threads};
+use candle_core::{Device, Result, Tensor};
 use mistralrs_quant::QuantMethod;
 
 use crate::cache::Caches;
@@ -20,8 +20,8 @@ use crate::step::Step;
 pub struct BaichuanM1 {
     pub(crate) config: BaichuanConfig,
     pub(crate) threads: Threads,
-    /// `[vocab, hidden]`, in the type of the weights.
-    pub(crate) embedding: Tensor,
+    /// `[vocab, hidden]`.
+    pub(crate) embedding: Matrix,
     pub(crate) layers: Vec<DecoderLayer>,
     /// `[hidden]`.
     pub(crate) final_norm: Vec<f32>,
@@ -37,9 +37,7 @@ impl CausalLm for BaichuanM1 {
     }
 
     fn forward(&mut self, batch: &StepBatch<'_>) -> std::result::Result<StepOutput, StepError> {
-        let threads = self.threads.clone();
-        threads
-            .install(|| self.step(batch))
+        self.step(batch)
             .map_err(|error| StepError::Compute(error.to_string()))
     }
 
@@ -72,14 +70,16 @@ enum Output {
 impl BaichuanM1 {
     fn step(&mut self, batch: &StepBatch<'_>) -> Result<StepOutput> {
         let step = Step::new(&self.config, batch);
-        let tokens: Vec<u32> = batch
-            .entries
-            .iter()
-            .flat_map(|entry| entry.tokens)
-            .copied()
-            .collect();
-        let tokens = Tensor::new(tokens, &Device::Cpu)?;
-        let mut x = self.embedding.index_select(&tokens, 0)?.to_dtype(DType::F32)?;
+        let width = self.config.hidden_size;
+        let mut x = vec![0.0; batch.n_tokens() * width];
+        let tokens = batch.entries.iter().flat_map(|entry| entry.tokens);
+        for (row, &token) in x.chunks_exact_mut(width).zip(tokens) {
+            if token as usize >= self.config.vocab_size {
+                candle_core::bail!("token {token} of {}", self.config.vocab_size);
+            }
+            self.embedding.dequantize_row(token as usize, row);
+        }
+        let mut x = host::rows(x, width)?;
         for (layer, cache) in self.layers.iter().zip(self.caches.layers()) {
             x = layer.forward(&self.threads, &x, &step, cache)?;
         }

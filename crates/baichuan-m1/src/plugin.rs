@@ -6,13 +6,14 @@ use baichuan_engine::request::{Pooling, SamplingOptions};
 use baichuan_engine::text::{ChatTemplate, CheckpointText, TextError};
 use baichuan_engine::{
     Backend, BackendInfo, Checkpoint, DeviceMap, EngineHandle, Grammars, IsqType, LoadError, LoadRequest,
-    ModelPlugin,
+    ModelPlugin, QuantizeRequest,
 };
 use baichuan_kernels::{GgmlFormat, Threads};
 
 use crate::config::ARCHITECTURE;
 use crate::load::{LoadOptions, Loaded, load};
 use crate::place::Place;
+use crate::quantize::quantize;
 
 /// What a chat looks like to checkpoints that do not say: the roles of the published model.
 const CHAT_TEMPLATE: &str = "{%- for message in messages -%}\
@@ -66,7 +67,7 @@ impl ModelPlugin for BaichuanM1Plugin {
         #[cfg(feature = "cuda")]
         if let Place::Gpu(ordinal) = place {
             if mapped {
-                let loaded = crate::cuda::load_mapped(request, threads(request)?)?;
+                let loaded = crate::cuda::load_mapped(request, host_threads(request.threads)?)?;
                 let info = self.info(request, text, &loaded);
                 return Ok(Arc::new(EngineHandle::start(loaded.model, info, request.engine)?));
             }
@@ -91,7 +92,7 @@ impl ModelPlugin for BaichuanM1Plugin {
                     .into(),
             });
         }
-        let threads = threads(request)?;
+        let threads = host_threads(request.threads)?;
         let isq = request.isq.map(format_of).transpose()?;
         let loaded = load(
             request.checkpoint.dir(),
@@ -107,6 +108,27 @@ impl ModelPlugin for BaichuanM1Plugin {
         let info = self.info(request, text, &loaded);
         Ok(Arc::new(EngineHandle::start(loaded.model, info, request.engine)?))
     }
+
+    fn quantize(&self, request: &QuantizeRequest<'_>) -> Result<(), LoadError> {
+        quantize(
+            request.checkpoint,
+            request.out,
+            format_of(request.isq)?,
+            &host_threads(request.threads)?,
+            request.progress,
+        )
+    }
+}
+
+fn host_threads(n_threads: Option<usize>) -> Result<Threads, LoadError> {
+    let threads = match n_threads {
+        Some(n_threads) => Threads::new(n_threads),
+        None => Threads::physical(),
+    };
+    threads.map_err(|error| LoadError::Unsupported {
+        key: "threads",
+        message: error.to_string(),
+    })
 }
 
 /// The format that a name of mistral.rs stands for.
@@ -125,28 +147,6 @@ fn format_of(isq: IsqType) -> Result<GgmlFormat, LoadError> {
     }
 }
 
-/// How mistral.rs spells a format.
-fn name_of(format: GgmlFormat) -> &'static str {
-    match format {
-        GgmlFormat::Q8_0 => IsqType::Q8_0.name(),
-        GgmlFormat::Q4_0 => IsqType::Q4_0.name(),
-        GgmlFormat::Q4K => IsqType::Q4K.name(),
-        GgmlFormat::Q6K => IsqType::Q6K.name(),
-    }
-}
-
-/// The host's threads, as the request has it.
-fn threads(request: &LoadRequest<'_>) -> Result<Threads, LoadError> {
-    let threads = match request.threads {
-        Some(n_threads) => Threads::new(n_threads),
-        None => Threads::physical(),
-    };
-    threads.map_err(|error| LoadError::Unsupported {
-        key: "threads",
-        message: error.to_string(),
-    })
-}
-
 impl BaichuanM1Plugin {
     fn info<M>(&self, request: &LoadRequest<'_>, text: CheckpointText, loaded: &Loaded<M>) -> BackendInfo {
         let CheckpointText {
@@ -157,7 +157,8 @@ impl BaichuanM1Plugin {
         let config = &loaded.config;
         let digest = &loaded.digest.to_hex()[..12];
         let dtype = loaded.dtype.name();
-        let numbers = loaded.quantization.map_or(dtype, name_of);
+        let numbers = loaded.quantization.unwrap_or(dtype);
+        let cache = loaded.cache_dtype.name();
         let eos_token_ids = match generation.eos_token_ids.is_empty() {
             true => config.eos_token_ids.clone(),
             false => generation.eos_token_ids,
@@ -168,7 +169,7 @@ impl BaichuanM1Plugin {
             architecture: ARCHITECTURE.to_owned(),
             parameters: loaded.parameters,
             dtype: dtype.to_owned(),
-            quantization: loaded.quantization.map_or("none", name_of).to_owned(),
+            quantization: loaded.quantization.unwrap_or("none").to_owned(),
             device: loaded.device.clone(),
             vocab_size: config.vocab_size,
             hidden_size: config.hidden_size,
@@ -193,7 +194,7 @@ impl BaichuanM1Plugin {
             pad_token_id: generation.pad_token_id,
             tokenizer,
             chat_template,
-            fingerprint: format!("{digest}-{numbers}-{}", env!("CARGO_PKG_VERSION")),
+            fingerprint: format!("{digest}-{numbers}-{cache}-{}", env!("CARGO_PKG_VERSION")),
         }
     }
 }

@@ -11,15 +11,16 @@ mod file;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
+use baichuan_kernels::{GgmlFormat, MappedBytes, Matrix};
 use safetensors::Dtype;
 use serde::Deserialize;
 
-use crate::config::BaichuanConfig;
-use crate::layout::{self, TensorSpec};
+use crate::config::{BaichuanConfig, Quantization};
+use crate::layout::{self, Role, TensorSpec};
 
 pub use convert::{Element, Stored, Values};
 pub use error::WeightsError;
-use file::TensorFile;
+use file::{StoredTensor, TensorFile};
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
@@ -30,6 +31,7 @@ pub struct Weights {
     /// File and tensor number by name.
     places: HashMap<String, (usize, usize)>,
     total_bytes: u64,
+    quantization: Option<Quantization>,
 }
 
 /// The shard index of the hub's layout.
@@ -49,8 +51,34 @@ impl Weights {
         } else {
             return Err(WeightsError::NoWeights);
         };
-        weights.check(&layout::all(config))?;
+        let expected = weights.expected(config);
+        weights.check(&expected)?;
+        weights.quantization = config.quantization;
         Ok(weights)
+    }
+
+    /// The tensors that the configuration asks for, in the form in which they seem to be there.
+    fn expected(&self, config: &BaichuanConfig) -> Vec<Expected> {
+        let of_spec = |spec: TensorSpec| -> Vec<Expected> {
+            match (config.quantization, spec.matrix()) {
+                (Some(Quantization::Panels16(format)), Some(shape)) => {
+                    let format = packed_format(spec.role, format);
+                    vec![Expected::packed(spec, shape, format)]
+                }
+                (Some(Quantization::Affine4), Some(shape)) => {
+                    match self.stored(&sibling(&spec.name, "scales")) {
+                        Some(scales) => Expected::affine4(&spec, shape, &scales).into(),
+                        None => vec![Expected::plain(spec)],
+                    }
+                }
+                _ => vec![Expected::plain(spec)],
+            }
+        };
+        let specs = match config.quantization {
+            Some(Quantization::Panels16(_)) => layout::packed(config),
+            Some(Quantization::Affine4) | None => layout::all(config),
+        };
+        specs.into_iter().flat_map(of_spec).collect()
     }
 
     fn of_files(paths: Vec<PathBuf>) -> Result<Self, WeightsError> {
@@ -75,6 +103,7 @@ impl Weights {
             files,
             places,
             total_bytes: 0,
+            quantization: None,
         })
     }
 
@@ -123,19 +152,21 @@ impl Weights {
     }
 
     /// Holds what is there against what must be there, and counts its bytes.
-    fn check(&mut self, specs: &[TensorSpec]) -> Result<(), WeightsError> {
-        let expected: HashMap<&str, &TensorSpec> =
-            specs.iter().map(|spec| (spec.name.as_str(), spec)).collect();
+    fn check(&mut self, expected: &[Expected]) -> Result<(), WeightsError> {
+        let by_name: HashMap<&str, &Expected> = expected
+            .iter()
+            .map(|tensor| (tensor.name.as_str(), tensor))
+            .collect();
         for stored in self.files.iter().flat_map(TensorFile::tensors) {
             let (file, tensor) = (stored.file.to_owned(), stored.name.to_owned());
-            let Some(spec) = expected.get(stored.name) else {
+            let Some(expected) = by_name.get(stored.name) else {
                 if stored.name.ends_with(".rotary_emb.inv_freq") {
                     continue;
                 }
                 return Err(WeightsError::Surplus { file, tensor });
             };
-            if stored.shape != spec.shape {
-                let (got, expected) = (stored.shape.to_vec(), spec.shape.clone());
+            if stored.shape != expected.shape {
+                let (got, expected) = (stored.shape.to_vec(), expected.shape.clone());
                 return Err(WeightsError::Shape {
                     file,
                     tensor,
@@ -143,32 +174,176 @@ impl Weights {
                     expected,
                 });
             }
-            if !matches!(stored.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16) {
+            if !expected.types.contains(&stored.dtype) {
                 return Err(WeightsError::Type {
                     file,
                     tensor,
                     got: stored.dtype.to_string(),
+                    supported: expected
+                        .types
+                        .iter()
+                        .map(ToString::to_string)
+                        .collect::<Vec<_>>()
+                        .join(", "),
                 });
             }
             self.total_bytes += stored.bytes.len() as u64;
         }
-        match specs.iter().find(|spec| !self.places.contains_key(&spec.name)) {
+        match expected
+            .iter()
+            .find(|tensor| !self.places.contains_key(&tensor.name))
+        {
             None => Ok(()),
-            Some(TensorSpec { name, shape, .. }) => {
+            Some(Expected { name, shape, .. }) => {
                 let (tensor, shape) = (name.clone(), shape.clone());
                 Err(WeightsError::Missing { tensor, shape })
             }
         }
     }
 
-    /// A tensor of the configuration that these weights were opened with.
+    fn stored(&self, name: &str) -> Option<StoredTensor<'_>> {
+        let &(file, index) = self.places.get(name)?;
+        Some(self.files[file].tensor(index))
+    }
+
+    /// A plain tensor of the configuration that these weights were opened with.
     pub fn get(&self, spec: &TensorSpec) -> Stored<'_> {
         let (file, index) = self.places[&spec.name];
         Stored::new(self.files[file].tensor(index))
+    }
+
+    /// A matrix of the configuration that these weights were opened with, however it lies on disk.
+    pub fn matrix(&self, spec: &TensorSpec) -> StoredMatrix<'_> {
+        let (file, index) = self.places[&spec.name];
+        let stored = self.files[file].tensor(index);
+        match stored.dtype {
+            Dtype::U8 => StoredMatrix::Packed(self.files[file].bytes(index)),
+            Dtype::U32 => {
+                let cols = spec.shape.last().copied().unwrap_or_default();
+                let part = |suffix| self.stored(&sibling(&spec.name, suffix)).map(Stored::new);
+                match (part("scales"), part("biases")) {
+                    (Some(scales), Some(biases)) => StoredMatrix::Affine4 {
+                        group: cols / scales.width().max(1),
+                        codes: stored.bytes,
+                        scales,
+                        biases,
+                    },
+                    // Checked when these weights were opened.
+                    _ => StoredMatrix::Plain(Stored::new(stored)),
+                }
+            }
+            _ => StoredMatrix::Plain(Stored::new(stored)),
+        }
+    }
+
+    /// Lets go of the memory that a tensor read from disk takes.
+    pub fn forget(&self, spec: &TensorSpec) {
+        for name in std::iter::once(spec.name.clone())
+            .chain(["scales", "biases"].map(|suffix| sibling(&spec.name, suffix)))
+        {
+            if let Some(&(file, index)) = self.places.get(&name) {
+                self.files[file].forget(index);
+            }
+        }
+    }
+
+    /// What the writer of the files noted under this key.
+    pub fn note(&self, key: &str) -> Option<&str> {
+        self.files.iter().find_map(|file| file.note(key))
+    }
+
+    /// How matrices lie on disk, as the configuration says.
+    pub(crate) fn quantization(&self) -> Option<Quantization> {
+        self.quantization
     }
 
     /// Bytes of all tensors on disk.
     pub fn total_bytes(&self) -> u64 {
         self.total_bytes
     }
+}
+
+/// A matrix as it lies on disk.
+pub enum StoredMatrix<'a> {
+    /// Numbers.
+    Plain(Stored<'a>),
+    /// MLX's groups of four-bit codes.
+    Affine4 {
+        /// Columns that share a scale and a bias.
+        group: usize,
+        /// `[rows, cols / 8]` of u32.
+        codes: &'a [u8],
+        /// `[rows, cols / group]`.
+        scales: Stored<'a>,
+        /// `[rows, cols / group]`.
+        biases: Stored<'a>,
+    },
+    /// Packed for the kernels, filled up to whole lines of the cache.
+    Packed(MappedBytes),
+}
+
+/// A tensor that must be there.
+struct Expected {
+    name: String,
+    shape: Vec<usize>,
+    types: &'static [Dtype],
+}
+
+const NUMBERS: &[Dtype] = &[Dtype::F32, Dtype::F16, Dtype::BF16];
+
+impl Expected {
+    fn plain(spec: TensorSpec) -> Self {
+        Self {
+            name: spec.name,
+            shape: spec.shape,
+            types: NUMBERS,
+        }
+    }
+
+    /// Of MLX's three tensors, if the first has the siblings `scales` of which this is the shape.
+    fn affine4(spec: &TensorSpec, (rows, cols): (usize, usize), scales: &StoredTensor<'_>) -> [Self; 3] {
+        // The group that the number of scales implies, else one that makes a shape to be told of.
+        let implied = scales.shape.last().filter(|&&n| n > 0).map(|n| cols / n);
+        let group = implied
+            .filter(|group| [32, 64, 128].contains(group))
+            .unwrap_or(64);
+        let tensor = |name, cols, types| Self {
+            name,
+            shape: vec![rows, cols],
+            types,
+        };
+        let same = NUMBERS.iter().position(|dtype| *dtype == scales.dtype);
+        let numbers = same.map_or(NUMBERS, |i| &NUMBERS[i..=i]);
+        [
+            tensor(spec.name.clone(), cols / 8, &[Dtype::U32]),
+            tensor(sibling(&spec.name, "scales"), cols / group, numbers),
+            tensor(sibling(&spec.name, "biases"), cols / group, numbers),
+        ]
+    }
+
+    fn packed(spec: TensorSpec, (rows, cols): (usize, usize), format: GgmlFormat) -> Self {
+        Self {
+            name: spec.name,
+            shape: vec![packed_len(format, rows, cols)],
+            types: &[Dtype::U8],
+        }
+    }
+}
+
+/// Bytes that a packed matrix takes in a file.
+pub(crate) fn packed_len(format: GgmlFormat, rows: usize, cols: usize) -> usize {
+    Matrix::packed_bytes(format, rows, cols).next_multiple_of(Matrix::PACKED_ALIGN)
+}
+
+/// The format of a matrix in a packed checkpoint of `format`.
+pub(crate) fn packed_format(role: Role, format: GgmlFormat) -> GgmlFormat {
+    match role {
+        Role::Embedding => Quantization::embedding(format),
+        _ => format,
+    }
+}
+
+/// `….scales` of `….weight`.
+fn sibling(name: &str, suffix: &str) -> String {
+    format!("{}.{suffix}", name.strip_suffix(".weight").unwrap_or(name))
 }

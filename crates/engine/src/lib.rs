@@ -47,5 +47,5 @@ pub use isq::IsqType;
 pub use kv::{CachePlan, CacheSpec};
 pub use model::CausalLm;
 pub use placement::{DeviceChoice, DeviceMap, Placement};
-pub use plugin::{Checkpoint, Dtype, LoadProgress, LoadRequest, ModelPlugin};
+pub use plugin::{Checkpoint, Dtype, LoadProgress, LoadRequest, ModelPlugin, QuantizeRequest};
 pub use registry::Registry;

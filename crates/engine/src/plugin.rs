@@ -23,6 +23,32 @@ pub trait ModelPlugin: Send + Sync {
     ///
     /// Blocks for as long as that takes.
     fn load(&self, request: &LoadRequest<'_>) -> Result<Arc<dyn Backend>, LoadError>;
+
+    /// Writes a checkpoint with quantised weights, which [`ModelPlugin::load`] then loads as it loads any other.
+    ///
+    /// # Errors
+    /// By default that the plugin cannot.
+    fn quantize(&self, request: &QuantizeRequest<'_>) -> Result<(), LoadError> {
+        let (plugin, isq) = (self.name(), request.isq);
+        Err(LoadError::Unsupported {
+            key: "isq",
+            message: format!("{isq}: the plugin {plugin} writes no quantised checkpoints"),
+        })
+    }
+}
+
+/// How to quantise a checkpoint.
+pub struct QuantizeRequest<'a> {
+    /// What to quantise.
+    pub checkpoint: &'a Checkpoint,
+    /// To what.
+    pub isq: IsqType,
+    /// Folder to write to: made if it is not there, and empty if it is.
+    pub out: &'a Path,
+    /// Compute threads; absent: one per physical core.
+    pub threads: Option<usize>,
+    /// Called as it goes on, from any thread.
+    pub progress: &'a (dyn Fn(LoadProgress) + Sync),
 }
 
 /// A checkpoint's folder, in the hub's layout, and its config.json.

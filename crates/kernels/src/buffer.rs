@@ -5,15 +5,25 @@ use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 
+use memmap2::MmapMut;
+
 const ALIGN: usize = 64;
 
 /// A slice of plain numbers on its own cache lines.
 pub(crate) struct Buffer<T> {
-    /// What the allocator gave: somewhat more than is used, so that `ptr` can be aligned within it.
-    block: NonNull<u8>,
+    block: Block,
     ptr: NonNull<T>,
     len: usize,
     owns: PhantomData<T>,
+}
+
+/// Where a buffer's memory is from.
+enum Block {
+    /// Of the allocator: somewhat more than is used, so that `ptr` can be aligned within it.
+    Heap(NonNull<u8>),
+    /// Of the system, held for its release.
+    #[allow(dead_code, reason = "held for its release")]
+    Pages(MmapMut),
 }
 
 /// Types for which any bytes, and so zeros, are a value.
@@ -40,7 +50,7 @@ impl<T: Plain> Buffer<T> {
     pub(crate) fn zeroed(len: usize) -> Self {
         let Some(layout) = Self::layout(len) else {
             return Self {
-                block: NonNull::dangling(),
+                block: Block::Heap(NonNull::dangling()),
                 ptr: NonNull::dangling(),
                 len,
                 owns: PhantomData,
@@ -54,7 +64,32 @@ impl<T: Plain> Buffer<T> {
         // SAFETY: the block is larger than the values by what aligning can skip.
         let ptr = unsafe { block.add(block.align_offset(ALIGN)) }.cast();
         Self {
-            block,
+            block: Block::Heap(block),
+            ptr,
+            len,
+            owns: PhantomData,
+        }
+    }
+
+    /// As [`Self::zeroed`], for memory that will be written whole and then read again and again: in large pages where
+    /// the system has them, so that reading it does not wait for address translation.
+    pub(crate) fn zeroed_for_weights(len: usize) -> Self {
+        const WORTH_LARGE_PAGES: usize = 4 << 20;
+        let bytes = len.saturating_mul(size_of::<T>());
+        if cfg!(miri) || bytes < WORTH_LARGE_PAGES {
+            return Self::zeroed(len);
+        }
+        let Ok(mut pages) = MmapMut::map_anon(bytes) else {
+            return Self::zeroed(len);
+        };
+        #[cfg(target_os = "linux")]
+        // What the system does not grant costs time only.
+        let _ = pages.advise(memmap2::Advice::HugePage);
+        let Some(ptr) = NonNull::new(pages.as_mut_ptr().cast()) else {
+            return Self::zeroed(len);
+        };
+        Self {
+            block: Block::Pages(pages),
             ptr,
             len,
             owns: PhantomData,
@@ -95,9 +130,9 @@ impl<T> DerefMut for Buffer<T> {
 
 impl<T> Drop for Buffer<T> {
     fn drop(&mut self) {
-        if let Some(layout) = Self::layout(self.len) {
+        if let (Block::Heap(block), Some(layout)) = (&self.block, Self::layout(self.len)) {
             // SAFETY: `zeroed` allocated the block with this very layout.
-            unsafe { dealloc(self.block.as_ptr(), layout) }
+            unsafe { dealloc(block.as_ptr(), layout) }
         }
     }
 }
@@ -119,8 +154,12 @@ mod tests {
 
     #[test]
     fn a_buffer_is_zeroed_and_aligned_at_any_length() {
-        for len in [0, 1, 3, 64, 1000] {
-            let mut buffer = Buffer::<f32>::zeroed(len);
+        let ways = [Buffer::<f32>::zeroed, Buffer::zeroed_for_weights];
+        for (len, zeroed) in [0, 1, 3, 64, 1000, (1 << 20) + 1]
+            .into_iter()
+            .flat_map(|len| ways.map(|way| (len, way)))
+        {
+            let mut buffer = zeroed(len);
             assert_eq!(buffer.as_ptr() as usize % if len == 0 { 1 } else { ALIGN }, 0);
             assert!(buffer.iter().all(|&x| x == 0.0));
             buffer.fill(1.0);

@@ -21,8 +21,14 @@ const BLOCK: usize = 256;
 /// Rows of `x` whose block should stay in the second-level cache while the panels pass by.
 const ROWS_IN_CACHE: usize = 192;
 
-/// Panels that the matrix–vector kernel reads at a time: enough independent sums to hide the latency of one.
+/// Panels that the kernel for few rows reads at a time: enough independent sums to hide the latency of one.
 const STREAMS: usize = 4;
+
+/// Most rows of `x` that are multiplied while the weight passes by once, not widened first.
+const FEW_ROWS: usize = 8;
+
+/// How far ahead of its use memory is asked for, in bytes.
+const AHEAD: usize = 2048;
 
 /// A packed `[rows, cols]` weight.
 #[derive(Debug)]
@@ -40,7 +46,7 @@ impl<E: Element> Dense<E> {
         values: impl Fn(usize) -> I + Sync + Send,
     ) -> Self {
         let n_panels = rows.div_ceil(LANES);
-        let mut panels = Buffer::<E>::zeroed(n_panels * cols * LANES);
+        let mut panels = Buffer::<E>::zeroed_for_weights(n_panels * cols * LANES);
         let packed = Shared::new(&mut panels);
         threads.for_each(n_panels, |panel| {
             // SAFETY: each panel is a part of its own of the buffer.
@@ -72,18 +78,13 @@ impl<E: Element> Dense<E> {
     pub(crate) fn matmul(&self, threads: &Threads, x: &[f32], out: &mut [f32]) {
         let m = out.len() / self.rows;
         let n_panels = self.rows.div_ceil(LANES);
-        // Tasks end at a whole number of streams, and there are several a thread to even out their speeds.
-        let groups = n_panels.div_ceil(STREAMS);
-        let groups_per_task = groups.div_ceil(threads.count() * if threads.count() == 1 { 1 } else { 8 });
-        let n_tasks = groups.div_ceil(groups_per_task);
-        let panels_of = |task: usize| {
-            let per_task = groups_per_task * STREAMS;
-            task * per_task..n_panels.min((task + 1) * per_task)
-        };
-        if m == 1 {
+        let panels_per_task = threads.share(n_panels, STREAMS, self.cols * LANES * size_of::<E>());
+        let n_tasks = n_panels.div_ceil(panels_per_task);
+        let panels_of = |task: usize| task * panels_per_task..n_panels.min((task + 1) * panels_per_task);
+        if m <= FEW_ROWS {
             let out = Shared::new(out);
             threads.for_each(n_tasks, |task| {
-                threads.run(Vector {
+                threads.run(FewRows {
                     weight: self,
                     panels: panels_of(task),
                     x,
@@ -169,62 +170,90 @@ fn pack_tiles(threads: &Threads, x: &[f32], m: usize, cols: usize, tile_rows: us
     tiles
 }
 
-/// One row of `x` times some panels: bound by reading the weight.
-struct Vector<'a, E> {
+/// Few rows of `x` times some panels: bound by reading the weight.
+struct FewRows<'a, E> {
     weight: &'a Dense<E>,
     panels: Range<usize>,
     x: &'a [f32],
     out: *mut f32,
 }
 
-impl<E: Element> Kernel for Vector<'_, E> {
+impl<E: Element> Kernel for FewRows<'_, E> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let mut panel = self.panels.start;
-        while panel + STREAMS <= self.panels.end {
-            self.streams::<S, STREAMS>(s, panel);
-            panel += STREAMS;
-        }
-        for panel in panel..self.panels.end {
-            self.streams::<S, 1>(s, panel);
+        match self.x.len() / self.weight.cols {
+            1 => self.panels::<S, 1, STREAMS>(s),
+            2 => self.panels::<S, 2, STREAMS>(s),
+            3 => self.panels::<S, 3, 2>(s),
+            4 => self.panels::<S, 4, 2>(s),
+            5 => self.panels::<S, 5, 1>(s),
+            6 => self.panels::<S, 6, 1>(s),
+            7 => self.panels::<S, 7, 1>(s),
+            FEW_ROWS => self.panels::<S, FEW_ROWS, 1>(s),
+            m => unreachable!("{m} rows are more than a few"),
         }
     }
 }
 
-impl<E: Element> Vector<'_, E> {
-    /// The rows of `N` panels from `first` on.
+impl<E: Element> FewRows<'_, E> {
     #[inline(always)]
-    fn streams<S: Simd, const N: usize>(&self, s: S, first: usize) {
+    fn panels<S: Simd, const M: usize, const P: usize>(&self, s: S) {
+        let mut panel = self.panels.start;
+        while panel + P <= self.panels.end {
+            self.rows_of::<S, M, P>(s, panel);
+            panel += P;
+        }
+        for panel in panel..self.panels.end {
+            self.rows_of::<S, M, 1>(s, panel);
+        }
+    }
+
+    /// The rows of `P` panels from `first` on, times `M` rows of `x`.
+    #[inline(always)]
+    fn rows_of<S: Simd, const M: usize, const P: usize>(&self, s: S, first: usize) {
         let cols = self.weight.cols;
-        let mut total = [s.splat(0.0); N];
+        let x: [&[f32]; M] = std::array::from_fn(|i| &self.x[i * cols..][..cols]);
+        let mut total = [[s.splat(0.0); M]; P];
         for block in (0..cols).step_by(BLOCK) {
-            // SAFETY: `first .. first + N` are panels of the weight.
-            let columns: [*const E; N] =
-                std::array::from_fn(|i| unsafe { self.weight.column(first + i, block) });
-            let mut sum = [s.splat(0.0); N];
-            for (col, &x) in self.x[block..cols.min(block + BLOCK)].iter().enumerate() {
-                let x = s.splat(x);
-                for i in 0..N {
-                    // SAFETY: `block + col` is a column of the weight.
-                    let w = unsafe { E::load(s, columns[i].add(col * LANES)) };
-                    sum[i] = s.fma(w, x, sum[i]);
+            // SAFETY: `first .. first + P` are panels of the weight.
+            let columns: [*const E; P] =
+                std::array::from_fn(|p| unsafe { self.weight.column(first + p, block) });
+            let mut sum = [[s.splat(0.0); M]; P];
+            for col in 0..BLOCK.min(cols - block) {
+                // SAFETY: `block + col` is a column of the weight and of the rows.
+                unsafe {
+                    let x: [S::V; M] = std::array::from_fn(|i| s.splat(*x[i].as_ptr().add(block + col)));
+                    for p in 0..P {
+                        let column = columns[p].add(col * LANES);
+                        if (col * LANES * size_of::<E>()).is_multiple_of(64) {
+                            s.prefetch(column.wrapping_byte_add(AHEAD).cast());
+                        }
+                        let w = E::load(s, column);
+                        for i in 0..M {
+                            sum[p][i] = s.fma(w, x[i], sum[p][i]);
+                        }
+                    }
                 }
             }
-            for i in 0..N {
-                total[i] = if block == 0 {
-                    sum[i]
-                } else {
-                    s.add(total[i], sum[i])
-                };
+            for p in 0..P {
+                for i in 0..M {
+                    total[p][i] = if block == 0 {
+                        sum[p][i]
+                    } else {
+                        s.add(total[p][i], sum[p][i])
+                    };
+                }
             }
         }
-        for (i, total) in total.into_iter().enumerate() {
-            let row = (first + i) * LANES;
+        for (p, total) in total.into_iter().enumerate() {
+            let row = (first + p) * LANES;
             let n_rows = LANES.min(self.weight.rows - row);
-            // SAFETY: `out` has the weight's number of rows, and these are this task's alone.
-            unsafe { s.store_first(self.out.add(row), total, n_rows) };
+            for (i, total) in total.into_iter().enumerate() {
+                // SAFETY: `out` is `[M, rows]`, and the panels' rows are this task's alone.
+                unsafe { s.store_first(self.out.add(i * self.weight.rows + row), total, n_rows) };
+            }
         }
     }
 }

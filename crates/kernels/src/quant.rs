@@ -6,7 +6,8 @@
 //!
 //! A product rounds each row of `x` to bytes, 32 columns sharing a scale ([`activations`]). Sums within a block of
 //! weights are then whole numbers, exact in any order and on any CPU; blocks are added up as f32 in ascending order.
-//! One kernel does this for one row of `x` and for many, so both agree to the bit.
+//! One kernel does this for many rows of `x` ([`kernel`]) and one for a few ([`stream`]), in the same order, so both
+//! agree to the bit.
 //!
 //! The rounding of `x` is all that is lost against a product with the dequantised weights: half a step, 1/254 of
 //! the largest magnitude among 32 columns, for each of them. So
@@ -17,22 +18,27 @@ pub(crate) mod blocks;
 mod encode;
 mod format;
 mod kernel;
+mod stream;
+
+use std::ops::Deref;
 
 use crate::buffer::Buffer;
-use crate::level::Cpu;
-use crate::simd::LANES;
+use crate::level::{Cpu, Kernel};
+use crate::mapped::MappedBytes;
+use crate::simd::{LANES, Simd};
 use crate::threads::{Shared, Threads};
 
 use self::activations::Activations;
 use self::blocks::{Blocks, Unpacked};
 pub use self::format::GgmlFormat;
 use self::kernel::{IntTiles, Place, TileRows};
+use self::stream::Stream;
 
 /// Columns that share a scale in `x`.
 const X_BLOCK: usize = 32;
 
-/// Columns that are unpacked at a time, for a vector and for many rows of `x`.
-const COLUMNS: [usize; 2] = [512, 1024];
+/// Columns that are unpacked at a time.
+const COLUMNS: usize = 1024;
 
 /// Rows of `x` whose columns should stay in the second-level cache while the panels pass by.
 const ROWS_IN_CACHE: usize = 192;
@@ -43,9 +49,27 @@ pub(crate) struct Quantized {
     pub(crate) rows: usize,
     pub(crate) cols: usize,
     /// `[panel][record]`
-    records: Buffer<u8>,
+    records: Records,
     blocks: Box<dyn Blocks>,
     cpu: Cpu,
+}
+
+/// A weight's records, in memory of their own or in a file.
+#[derive(Debug)]
+enum Records {
+    Owned(Buffer<u8>),
+    Mapped(MappedBytes),
+}
+
+impl Deref for Records {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Records::Owned(bytes) => bytes,
+            Records::Mapped(bytes) => bytes,
+        }
+    }
 }
 
 impl Quantized {
@@ -58,7 +82,7 @@ impl Quantized {
     ) -> Self {
         let panel_bytes = cols.div_ceil(blocks.cols()) * blocks.record_bytes();
         let n_panels = rows.div_ceil(LANES);
-        let mut records = Buffer::<u8>::zeroed(n_panels * panel_bytes);
+        let mut records = Buffer::<u8>::zeroed_for_weights(n_panels * panel_bytes);
         let packed = Shared::new(&mut records);
         threads.for_each(n_panels, |panel| {
             // SAFETY: each panel is a part of its own of the buffer.
@@ -69,10 +93,37 @@ impl Quantized {
         Self {
             rows,
             cols,
-            records,
+            records: Records::Owned(records),
             blocks,
             cpu: threads.cpu(),
         }
+    }
+
+    /// Records that lie in a file, [`Self::len`] bytes.
+    pub(crate) fn mapped(
+        threads: &Threads,
+        (rows, cols): (usize, usize),
+        format: GgmlFormat,
+        bytes: MappedBytes,
+    ) -> Self {
+        let blocks = format.blocks();
+        debug_assert_eq!(bytes.len(), Self::len(&*blocks, (rows, cols)));
+        Self {
+            rows,
+            cols,
+            records: Records::Mapped(bytes),
+            blocks,
+            cpu: threads.cpu(),
+        }
+    }
+
+    /// Bytes of all records.
+    pub(crate) fn len(blocks: &dyn Blocks, (rows, cols): (usize, usize)) -> usize {
+        rows.div_ceil(LANES) * cols.div_ceil(blocks.cols()) * blocks.record_bytes()
+    }
+
+    pub(crate) fn records(&self) -> &[u8] {
+        &self.records
     }
 
     /// Packs ggml's blocks; `row(row, blocks)` writes those of a row.
@@ -127,7 +178,10 @@ impl Quantized {
         let record_cols = blocks.cols();
         let padded_cols = self.cols.next_multiple_of(record_cols);
         let x = Activations::quantize(threads, x, self.cols, padded_cols, tile_rows, blocks.kind());
-        let chunk_records = (COLUMNS[usize::from(m > 1)] / record_cols).max(1);
+        if m <= tile_rows {
+            return self.stream(threads, &x, out);
+        }
+        let chunk_records = (COLUMNS / record_cols).max(1);
         let rows_in_cache = ROWS_IN_CACHE / tile_rows * tile_rows;
 
         let n_panels = self.rows.div_ceil(LANES);
@@ -143,6 +197,11 @@ impl Quantized {
                         let panel_records = &self.records[panel * self.panel_bytes()..][..self.panel_bytes()];
                         let rest = &panel_records[first_col / record_cols * blocks.record_bytes()..];
                         let records = &rest[..rest.len().min(chunk_records * blocks.record_bytes())];
+                        if panel + 1 < panels.end {
+                            let next = (panel + 1) * self.panel_bytes()
+                                + first_col / record_cols * blocks.record_bytes();
+                            threads.run(Prefetch(&self.records[next..][..records.len()]));
+                        }
                         blocks.unpack(threads.cpu(), records, &mut unpacked);
                         let place = Place {
                             panel,
@@ -161,6 +220,36 @@ impl Quantized {
                 }
             }
         });
+    }
+
+    /// The product with one tile of rows.
+    fn stream(&self, threads: &Threads, x: &Activations, out: &mut [f32]) {
+        let n_panels = self.rows.div_ceil(LANES);
+        let panels_per_task = threads.share(n_panels, 4, self.panel_bytes());
+        let out = Shared::new(out);
+        threads.for_each(n_panels.div_ceil(panels_per_task), |task| {
+            let panels = task * panels_per_task..n_panels.min((task + 1) * panels_per_task);
+            let job = Stream {
+                records: &self.records,
+                panels,
+                rows: self.rows,
+                x,
+                out: out.ptr(),
+            };
+            self.blocks.stream(threads.cpu(), &job);
+        });
+    }
+}
+
+/// Asks for records that are needed soon.
+struct Prefetch<'a>(&'a [u8]);
+
+impl Kernel for Prefetch<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        self.0.chunks(64).for_each(|line| s.prefetch(line.as_ptr()));
     }
 }
 

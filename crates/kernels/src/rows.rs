@@ -36,25 +36,27 @@ pub fn rms_norm(threads: &Threads, x: &[f32], weight: &[f32], eps: f32, out: &mu
     });
 }
 
-/// `out = silu(gate) · up`, element by element, with `silu(g) = g / (1 + e^-g)`.
+/// `out = silu(gate) · up`, element by element, with `silu(g) = g / (1 + e^-g)`. A row of `gate_up` holds `width` gates
+/// and then as many ups; a row of `out` has `width` values.
 ///
 /// # Panics
-/// If the lengths differ.
-pub fn swiglu(threads: &Threads, gate: &[f32], up: &[f32], out: &mut [f32]) {
+/// If `gate_up` is not whole rows, or `out` not as many.
+pub fn swiglu(threads: &Threads, gate_up: &[f32], width: usize, out: &mut [f32]) {
     assert!(
-        gate.len() == up.len() && up.len() == out.len(),
-        "gate, up and out have one shape"
+        width > 0 && out.len().is_multiple_of(width) && gate_up.len() == 2 * out.len(),
+        "gate_up of {} and out of {} values in rows of {width}",
+        gate_up.len(),
+        out.len()
     );
+    let (n_rows, rows_per_task) = (out.len() / width, VALUES_PER_TASK.div_ceil(width));
     let shared = Shared::new(out);
-    threads.for_each(gate.len().div_ceil(VALUES_PER_TASK), |task| {
-        let range = task * VALUES_PER_TASK..gate.len().min((task + 1) * VALUES_PER_TASK);
-        // SAFETY: each task has a range of its own.
-        let out = unsafe { std::slice::from_raw_parts_mut(shared.ptr().add(range.start), range.len()) };
-        threads.run(SwiGlu {
-            gate: &gate[range.clone()],
-            up: &up[range],
-            out,
-        });
+    threads.for_each(n_rows.div_ceil(rows_per_task), |task| {
+        for row in task * rows_per_task..n_rows.min((task + 1) * rows_per_task) {
+            // SAFETY: each row of `out` belongs to one task.
+            let out = unsafe { std::slice::from_raw_parts_mut(shared.ptr().add(row * width), width) };
+            let (gate, up) = gate_up[row * 2 * width..][..2 * width].split_at(width);
+            threads.run(SwiGlu { gate, up, out });
+        }
     });
 }
 
@@ -179,16 +181,19 @@ mod tests {
     #[test]
     fn swiglu_is_that_of_plain_arithmetic_far_from_zero_too() {
         for threads in all_for_tests() {
-            for len in [1, 15, 16, 50, 40_000] {
-                let gate: Vec<f32> = noise(4, len).iter().map(|x| x * 120.0).collect();
-                let up = noise(5, len);
-                let mut out = vec![f32::NAN; len];
-                swiglu(&threads, &gate, &up, &mut out);
-                for i in 0..len {
-                    let g = f64::from(gate[i]);
-                    let exact = g / (1.0 + (-g).exp()) * f64::from(up[i]);
+            for (rows, width) in [(1, 1), (3, 15), (1, 16), (2, 50), (40, 1000), (1, 40_000)] {
+                let mut gate_up = noise(4, 2 * rows * width);
+                for row in gate_up.chunks_exact_mut(2 * width) {
+                    row[..width].iter_mut().for_each(|gate| *gate *= 120.0);
+                }
+                let mut out = vec![f32::NAN; rows * width];
+                swiglu(&threads, &gate_up, width, &mut out);
+                for (i, out) in out.into_iter().enumerate() {
+                    let row = &gate_up[i / width * 2 * width..][..2 * width];
+                    let (g, up) = (f64::from(row[i % width]), f64::from(row[width + i % width]));
+                    let exact = g / (1.0 + (-g).exp()) * up;
                     assert!(
-                        (f64::from(out[i]) - exact).abs() <= 1e-6 * exact.abs() + 1e-36,
+                        (f64::from(out) - exact).abs() <= 1e-6 * exact.abs() + 1e-36,
                         "silu({g})"
                     );
                 }

@@ -23,6 +23,9 @@ pub(crate) use self::portable::Portable;
 /// Lanes of a vector.
 pub(crate) const LANES: usize = 16;
 
+/// Bytes of four groups of four columns of sixteen rows.
+const NIBBLES: usize = 4 * LANES * 4;
+
 /// An instruction set. A value of it is the proof that the CPU has it, so operations on registers are safe.
 pub(crate) trait Simd: Copy + Send + Sync {
     /// Sixteen lanes of f32.
@@ -64,6 +67,20 @@ pub(crate) trait Simd: Copy + Send + Sync {
     /// `ptr` is valid for reading sixteen values.
     unsafe fn load_f16(self, ptr: *const f16) -> Self::V;
     /// # Safety
+    /// `ptr` is valid for reading sixteen bytes.
+    #[inline(always)]
+    unsafe fn load_u8(self, ptr: *const u8) -> Self::V {
+        // SAFETY: the bytes are there, says the caller, and the array holds sixteen values.
+        unsafe { self.load((*ptr.cast::<[u8; LANES]>()).map(f32::from).as_ptr()) }
+    }
+    /// # Safety
+    /// `ptr` is valid for reading sixteen bytes.
+    #[inline(always)]
+    unsafe fn load_i8(self, ptr: *const i8) -> Self::V {
+        // SAFETY: the bytes are there, says the caller, and the array holds sixteen values.
+        unsafe { self.load((*ptr.cast::<[i8; LANES]>()).map(f32::from).as_ptr()) }
+    }
+    /// # Safety
     /// `ptr` is valid for writing sixteen values.
     unsafe fn store(self, ptr: *mut f32, v: Self::V);
 
@@ -92,6 +109,57 @@ pub(crate) trait Simd: Copy + Send + Sync {
         x: *const i8,
         x_sums: *const i32,
     ) -> [Self::I; M];
+
+    /// As [`Simd::dot_u4`] of eight groups, codes two to a byte: the lower halves are those of groups 0 to 3, the upper
+    /// ones those of 4 to 7.
+    ///
+    /// # Safety
+    /// `nibbles` is valid for reading `[4, 16, 4]` bytes, `x` for `[8, M, 4]`.
+    #[inline(always)]
+    unsafe fn dot_nibbles<const M: usize>(self, nibbles: *const u8, x: *const i8) -> [Self::I; M] {
+        let mut codes = [0; 2 * NIBBLES];
+        // SAFETY: the bytes are there, says the caller.
+        let nibbles = unsafe { &*nibbles.cast::<[u8; NIBBLES]>() };
+        for i in 0..NIBBLES {
+            codes[i] = nibbles[i] & 15;
+            codes[NIBBLES + i] = nibbles[i] >> 4;
+        }
+        // SAFETY: the codes are here, `x` is the caller's.
+        unsafe { self.dot_u4::<M, 8>(codes.as_ptr(), x) }
+    }
+
+    /// As [`Simd::dot_i8`] of four groups of codes from -32 to 31. 32 added to each, their lower four bits are halves of
+    /// `nibbles`, the upper ones if `UPPER`, and their upper two are bits `2 g` and `2 g + 1` of `twos`, for group `g`.
+    ///
+    /// # Safety
+    /// `nibbles` is valid for reading `[4, 16, 4]` bytes, `twos` for `[16, 4]`, `x` for `[4, M, 4]`, `x_sums` for `M`
+    /// values.
+    #[inline(always)]
+    unsafe fn dot_six<const M: usize, const UPPER: bool>(
+        self,
+        nibbles: *const u8,
+        twos: *const u8,
+        x: *const i8,
+        x_sums: *const i32,
+    ) -> [Self::I; M] {
+        let mut codes = [0; NIBBLES];
+        // SAFETY: the bytes are there, says the caller.
+        let (nibbles, twos) = unsafe {
+            (
+                &*nibbles.cast::<[u8; NIBBLES]>(),
+                &*twos.cast::<[u8; NIBBLES / 4]>(),
+            )
+        };
+        for group in 0..4 {
+            for i in 0..NIBBLES / 4 {
+                let lower = nibbles[group * NIBBLES / 4 + i] >> if UPPER { 4 } else { 0 } & 15;
+                let upper = twos[i] >> (2 * group) & 3;
+                codes[group * NIBBLES / 4 + i] = (lower | upper << 4) as i8 - 32;
+            }
+        }
+        // SAFETY: the codes are here, the rest is the caller's.
+        unsafe { self.dot_i8::<M, 4>(codes.as_ptr(), x, x_sums) }
+    }
 
     /// Asks for the cache line of `ptr`, which need not be valid.
     fn prefetch(self, ptr: *const u8);

@@ -1,15 +1,18 @@
-//! The crate's own threads: a rayon pool that no async runtime shares.
+//! The crate's own threads, which no async runtime shares, and the instruction set that they use.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use rayon::prelude::*;
-
+use crate::gang::Gang;
 use crate::level::{Cpu, Kernel, Level};
 
 /// The threads and the instruction set that kernels run on. Cloning gives another handle to the same threads.
+///
+/// The thread that calls a kernel is one of them.
 #[derive(Clone, Debug)]
 pub struct Threads {
-    pool: Arc<rayon::ThreadPool>,
+    gang: Arc<Gang>,
+    /// Made when it is first needed.
+    pool: Arc<OnceLock<rayon::ThreadPool>>,
     cpu: Cpu,
 }
 
@@ -27,7 +30,7 @@ pub enum ThreadsError {
     },
     /// The operating system refused a thread.
     #[error("the kernels' threads could not be started")]
-    Spawn(#[from] rayon::ThreadPoolBuildError),
+    Spawn(#[from] std::io::Error),
 }
 
 impl Threads {
@@ -48,19 +51,16 @@ impl Threads {
             return Err(ThreadsError::NoThreads);
         }
         let cpu = Cpu::new(level).ok_or(ThreadsError::NoLevel { level })?;
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(n_threads)
-            .thread_name(|i| format!("kernels-{i}"))
-            .build()?;
         Ok(Self {
-            pool: Arc::new(pool),
+            gang: Arc::new(Gang::new(n_threads - 1)?),
+            pool: Arc::default(),
             cpu,
         })
     }
 
     /// How many threads there are.
     pub fn count(&self) -> usize {
-        self.pool.current_num_threads()
+        self.gang.count()
     }
 
     /// The instruction set in use.
@@ -72,19 +72,39 @@ impl Threads {
         self.cpu
     }
 
-    /// Runs `work` on one of the threads. Kernels called from there start sooner than from outside, so a caller
-    /// of many kernels in a row, such as a model's forward pass, runs all of it in one `install`.
+    /// Runs `work` where rayon's parallel iterators have as many threads as kernels have: for loading, which uses both.
     pub fn install<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
-        self.pool.install(work)
+        self.pool.get_or_init(|| rayon_pool(self.count())).install(work)
+    }
+
+    /// Calls `work` with each of the items, in any order and on all threads, and returns when all are done.
+    pub fn each<T: Send>(&self, items: Vec<T>, work: impl Fn(T) + Sync) {
+        let items: Vec<Mutex<Option<T>>> = items.into_iter().map(|item| Mutex::new(Some(item))).collect();
+        self.for_each(items.len(), |i| {
+            let item = items[i].lock().unwrap_or_else(PoisonError::into_inner).take();
+            item.into_iter().for_each(&work);
+        });
     }
 
     /// Calls `task(0)`, …, `task(n_tasks - 1)`, in any order, and returns when all are done.
-    pub(crate) fn for_each(&self, n_tasks: usize, task: impl Fn(usize) + Sync + Send) {
-        if n_tasks == 1 || self.count() == 1 {
-            return (0..n_tasks).for_each(task);
+    pub(crate) fn for_each(&self, n_tasks: usize, task: impl Fn(usize) + Sync) {
+        self.gang.run(n_tasks, &task);
+    }
+
+    /// How many of `n` pieces of `bytes` each a task should take, whole numbers of `unit` of them: enough for its start
+    /// to weigh nothing, and few enough that threads of unequal speed end together.
+    pub(crate) fn share(&self, n: usize, unit: usize, bytes: usize) -> usize {
+        const BYTES_PER_TASK: usize = 1 << 18;
+        const TASKS_PER_THREAD: usize = 8;
+        if self.count() == 1 {
+            return n;
         }
-        self.pool
-            .install(|| (0..n_tasks).into_par_iter().with_max_len(1).for_each(task));
+        let even = n.div_ceil(self.count());
+        let worth = BYTES_PER_TASK.div_ceil(bytes.max(1));
+        n.div_ceil(self.count() * TASKS_PER_THREAD)
+            .max(worth)
+            .min(even)
+            .next_multiple_of(unit)
     }
 
     /// Runs `kernel` on the calling thread, compiled for this level.
@@ -92,6 +112,19 @@ impl Threads {
     pub(crate) fn run<K: Kernel>(&self, kernel: K) -> K::Output {
         self.cpu.run(kernel)
     }
+}
+
+/// # Panics
+/// If the system refuses a thread.
+#[allow(
+    clippy::expect_used,
+    reason = "the kernels' own threads were had a moment before"
+)]
+fn rayon_pool(n_threads: usize) -> rayon::ThreadPool {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(n_threads);
+    pool.thread_name(|i| format!("loading-{i}"))
+        .build()
+        .expect("threads for loading")
 }
 
 /// Every level of this CPU, on one thread and on two.
@@ -128,6 +161,14 @@ mod tests {
     #[test]
     fn a_pool_without_threads_is_refused() {
         assert!(matches!(Threads::new(0), Err(ThreadsError::NoThreads)));
+    }
+
+    #[test]
+    fn each_item_is_worked_on_once() {
+        let threads = Threads::new(2).unwrap();
+        let mut values = [0; 100];
+        threads.each(values.iter_mut().collect(), |value| *value += 1);
+        assert_eq!(values, [1; 100]);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use baichuan_engine::IsqType;
 use baichuan_server::config::{Flag, Inputs, LogFormat};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -24,6 +25,8 @@ pub(crate) enum Command {
     ConfigReference,
     /// Print the entry of a bearer token for auth.tokens, with its hash in place of itself.
     HashToken(HashToken),
+    /// Write a checkpoint with quantised weights, which loads in seconds.
+    Quantize(Quantize),
     /// Start a server on the default model and use it as a client would: chat, embed, tokenise.
     Demo(Settings),
     /// Ask a running server for its health; succeed if it serves.
@@ -80,6 +83,26 @@ pub(crate) struct HashToken {
     /// Make a new token and write it to standard error; else one line of standard input is the token.
     #[arg(long)]
     pub(crate) generate: bool,
+}
+
+/// What to quantise, and to what.
+#[derive(Args, Debug)]
+pub(crate) struct Quantize {
+    /// Folder of the checkpoint.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) model: PathBuf,
+    /// Type to quantise its weights to, e.g. Q8_0, Q4_0, Q4K, Q6K.
+    #[arg(long, value_name = "TYPE")]
+    pub(crate) isq: IsqType,
+    /// Folder to write to; made if it is not there, and empty if it is.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: PathBuf,
+    /// Plugin that does it; else the only one that accepts the checkpoint.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) plugin: Option<String>,
+    /// Compute threads; else one per physical core.
+    #[arg(long, value_name = "N")]
+    pub(crate) threads: Option<usize>,
 }
 
 /// Whom to ask.

@@ -7,10 +7,10 @@ use std::time::Duration;
 use anyhow::Context;
 use args::{Arguments, Command, Settings};
 use baichuan_client::{Client, ConnectOptions, Health, TlsOptions};
-use baichuan_engine::Registry;
-use baichuan_server::config::{Config, load};
+use baichuan_engine::{Checkpoint, QuantizeRequest, Registry};
+use baichuan_server::config::{Config, LogConfig, load};
 use baichuan_server::telemetry::{self, Terminal};
-use baichuan_server::{Listeners, Server, shutdown};
+use baichuan_server::{Listeners, LoadObserver, Server, shutdown};
 use clap::Parser;
 use progress::Progress;
 
@@ -54,6 +54,7 @@ async fn run(command: Command) -> anyhow::Result<()> {
         Command::CheckConfig(settings) => check_config(&settings),
         Command::ConfigReference => config_reference(),
         Command::HashToken(token) => hash_token(&token),
+        Command::Quantize(what) => tokio::task::spawn_blocking(move || quantize(&what)).await?,
         Command::Demo(settings) => demo::demo(&settings).await,
         Command::Health(health) => probe(&health).await,
     }
@@ -84,6 +85,24 @@ async fn serve(config: Config) -> anyhow::Result<()> {
             Err(error) => Err(error).context("cannot handle signals"),
         },
     }
+}
+
+fn quantize(what: &args::Quantize) -> anyhow::Result<()> {
+    let terminal = Terminal::default();
+    telemetry::init(&LogConfig::default(), &terminal)?;
+    let progress = Progress::new(terminal, Terminal::is_watched());
+    let name = what.out.display().to_string();
+    let checkpoint = Checkpoint::open(&what.model)?;
+    let plugin = registry().pick(what.plugin.as_deref(), &checkpoint)?;
+    let outcome = plugin.quantize(&QuantizeRequest {
+        checkpoint: &checkpoint,
+        isq: what.isq,
+        out: &what.out,
+        threads: what.threads,
+        progress: &|done| progress.progress(&name, done),
+    });
+    progress.ended(&name);
+    Ok(outcome?)
 }
 
 #[expect(clippy::print_stdout, reason = "the configuration is this command's output")]

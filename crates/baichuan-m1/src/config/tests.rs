@@ -183,6 +183,22 @@ fn each_fault_is_refused_by_the_name_of_its_key_and_its_values() {
             "`quantization` is {\"bits\":4}",
         ),
         (
+            json!({"quantization": {"bits": 8, "group_size": 64}}),
+            "`quantization` is {\"bits\":8,\"group_size\":64}, only four bits as MLX",
+        ),
+        (
+            json!({"quantization": {"bits": 4, "group_size": 64, "lm_head": {"bits": 6, "group_size": 64}}}),
+            "only four bits as MLX",
+        ),
+        (
+            json!({"quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 64}}),
+            "`quantization_config` is",
+        ),
+        (
+            json!({"quantization_config": {"quant_method": "baichuan-panels16", "format": "Q5K"}}),
+            "`quantization_config` is",
+        ),
+        (
             json!({"hidden_act": "gelu"}),
             "`hidden_act` is \"gelu\", only \"silu\" is supported",
         ),

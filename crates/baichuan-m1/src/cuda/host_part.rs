@@ -42,8 +42,6 @@ impl HostPart {
             }
             x.flatten_all()?.to_vec1()
         };
-        threads
-            .install(run)
-            .map_err(|error| StepError::Compute(error.to_string()))
+        run().map_err(|error| StepError::Compute(error.to_string()))
     }
 }

@@ -54,6 +54,11 @@ impl Opened {
             message,
         };
         let config = BaichuanConfig::from_dir(dir).map_err(|error| invalid(error.to_string()))?;
+        if config.quantization.is_some() {
+            return Err(invalid(
+                "quantised weights have no kernels on GPUs here yet".into(),
+            ));
+        }
         let weights = match request.random_weights {
             Some(_) => None,
             None => Some(Weights::open(dir, &config).map_err(|error| invalid(error.to_string()))?),
@@ -95,7 +100,8 @@ impl Opened {
             model,
             parameters: specs.iter().map(|spec| spec.n_elements() as u64).sum(),
             dtype: self.dtype,
-            quantization: self.isq,
+            cache_dtype: self.dtype,
+            quantization: self.isq.map(GgmlFormat::name),
             digest,
             device,
             config: self.config,

@@ -62,20 +62,6 @@ pub enum Values {
     Bf16(Vec<bf16>),
 }
 
-impl Values {
-    /// Writes the values at these places as f32.
-    pub fn widen(&self, places: std::ops::Range<usize>, out: &mut [f32]) {
-        fn widen<T: Element>(values: &[T], out: &mut [f32]) {
-            out.iter_mut().zip(values).for_each(|(out, x)| *out = x.to_f32());
-        }
-        match self {
-            Values::F32(values) => widen(&values[places], out),
-            Values::F16(values) => widen(&values[places], out),
-            Values::Bf16(values) => widen(&values[places], out),
-        }
-    }
-}
-
 /// A tensor of a checkpoint, not read yet.
 #[derive(Clone, Copy)]
 pub struct Stored<'a>(StoredTensor<'a>);
@@ -91,6 +77,11 @@ impl<'a> Stored<'a> {
     /// Name on disk.
     pub fn name(&self) -> &'a str {
         self.0.name
+    }
+
+    /// Values of a row.
+    pub(super) fn width(&self) -> usize {
+        self.0.shape.last().copied().unwrap_or(1)
     }
 
     /// Values as they are on disk, little-endian.
@@ -133,6 +124,39 @@ impl<'a> Stored<'a> {
             Dtype::F32 => Values::F32(self.rows_normalised()?),
             Dtype::F16 => Values::F16(self.rows_normalised()?),
             Dtype::Bf16 => Values::Bf16(self.rows_normalised()?),
+        })
+    }
+
+    /// One row of a matrix as f32, rounded to `dtype`, of length one before that if `normalised`: as [`Self::values`]
+    /// and [`Self::normalised`] give it.
+    pub fn row(
+        &self,
+        row: usize,
+        dtype: Dtype,
+        normalised: bool,
+        out: &mut [f32],
+    ) -> Result<(), WeightsError> {
+        let row_bytes = out.len() * self.dtype().bytes();
+        let bytes = &self.0.bytes[row * row_bytes..][..row_bytes];
+        match self.dtype() {
+            Dtype::F32 => read_row::<f32>(bytes, normalised, out),
+            Dtype::F16 => read_row::<f16>(bytes, normalised, out),
+            Dtype::Bf16 => read_row::<bf16>(bytes, normalised, out),
+        }
+        match dtype {
+            Dtype::F32 => {}
+            dtype if dtype == self.dtype() => {}
+            Dtype::F16 => round_row::<f16>(out),
+            Dtype::Bf16 => round_row::<bf16>(out),
+        }
+        let Some(column) = out.iter().position(|x| !x.is_finite()) else {
+            return Ok(());
+        };
+        Err(WeightsError::NotFinite {
+            file: self.0.file.to_owned(),
+            tensor: self.0.name.to_owned(),
+            element: row * out.len() + column,
+            value: out[column],
         })
     }
 
@@ -180,6 +204,22 @@ fn convert<S: Element, T: Element>(bytes: &[u8], out: &mut [T], change: impl Fn(
     for (out, x) in out.iter_mut().zip(row) {
         *out = T::from_f32(x);
     }
+}
+
+/// A row of type `S` on disk as f32.
+fn read_row<S: Element>(bytes: &[u8], normalised: bool, out: &mut [f32]) {
+    for (out, bytes) in out.iter_mut().zip(bytes.chunks_exact(S::DTYPE.bytes())) {
+        let mut stored = [S::default()];
+        S::read(bytes, &mut stored);
+        *out = stored[0].to_f32();
+    }
+    if normalised {
+        normalise::<S>(out);
+    }
+}
+
+fn round_row<T: Element>(row: &mut [f32]) {
+    row.iter_mut().for_each(|x| *x = T::from_f32(*x).to_f32());
 }
 
 /// Divides a row by its L2 norm and rounds it to type `S`.

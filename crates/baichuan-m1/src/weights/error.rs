@@ -104,7 +104,7 @@ pub enum WeightsError {
         expected: Vec<usize>,
     },
     /// A tensor is of a type that weights are not read from.
-    #[error("{file}: tensor `{tensor}` is {got}, supported are F32, F16 and BF16", file = name(.file))]
+    #[error("{file}: tensor `{tensor}` is {got}, supported are {supported}", file = name(.file))]
     Type {
         /// The file that holds it.
         file: PathBuf,
@@ -112,6 +112,22 @@ pub enum WeightsError {
         tensor: String,
         /// Its type, as the header spells it.
         got: String,
+        /// Those it may have.
+        supported: String,
+    },
+    /// Of matrices that are kept as one, some are quantised and some are not.
+    #[error("tensor `{tensor}` and its neighbour are one matrix: both must be quantised, or neither")]
+    Mixed {
+        /// The first of them.
+        tensor: String,
+    },
+    /// Quantised tensors do not make a matrix.
+    #[error("tensor `{tensor}`: {source}")]
+    Quantized {
+        /// The matrix.
+        tensor: String,
+        /// What is wrong with it.
+        source: baichuan_kernels::MatrixError,
     },
     /// A weight is NaN or infinite, or a value does not fit the type asked for.
     #[error("{file}: tensor `{tensor}` has {value} at element {element}", file = name(.file))]

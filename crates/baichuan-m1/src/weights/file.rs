@@ -1,12 +1,15 @@
 //! One safetensors file: its header checked, its data mapped.
 
+use std::collections::HashMap;
 use std::fmt;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use baichuan_kernels::MappedFile;
+use baichuan_kernels::{MappedBytes, MappedFile};
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
-use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
+use serde::de::{Deserializer, MapAccess, Visitor};
+use serde_json::Value;
 
 use super::WeightsError;
 
@@ -19,6 +22,7 @@ pub(super) struct TensorFile {
     map: MappedFile,
     data_start: usize,
     tensors: Vec<(String, TensorInfo)>,
+    notes: HashMap<String, String>,
 }
 
 /// A tensor as it lies in its file.
@@ -55,8 +59,8 @@ impl TensorFile {
             expected: length.saturating_add(LENGTH_BYTES as u64),
         })?;
         let data_start = LENGTH_BYTES + header.len();
-        let mut tensors = match serde_json::from_slice::<Header>(header) {
-            Ok(Header::Whole(tensors)) => tensors,
+        let (mut tensors, notes) = match serde_json::from_slice::<Header>(header) {
+            Ok(Header::Whole(tensors, notes)) => (tensors, notes),
             Ok(Header::Duplicate(tensor)) => {
                 return Err(WeightsError::Duplicate {
                     tensor,
@@ -82,6 +86,7 @@ impl TensorFile {
             map,
             data_start,
             tensors,
+            notes,
         })
     }
 
@@ -99,11 +104,30 @@ impl TensorFile {
         (0..self.tensors.len()).map(|index| self.tensor(index))
     }
 
+    /// What the writer noted under this key.
+    pub(super) fn note(&self, key: &str) -> Option<&str> {
+        self.notes.get(key).map(String::as_str)
+    }
+
+    fn range(&self, index: usize) -> Range<usize> {
+        let (start, end) = self.tensors[index].1.data_offsets;
+        self.data_start + start..self.data_start + end
+    }
+
+    /// The bytes of a tensor, for as long as anybody needs them.
+    pub(super) fn bytes(&self, index: usize) -> MappedBytes {
+        self.map.slice(self.range(index))
+    }
+
+    /// Lets go of the memory that a tensor takes.
+    pub(super) fn forget(&self, index: usize) {
+        self.map.forget(self.range(index));
+    }
+
     /// The tensor at place `index` of [`Self::names`].
     pub(super) fn tensor(&self, index: usize) -> StoredTensor<'_> {
         let (name, info) = &self.tensors[index];
-        let (start, end) = info.data_offsets;
-        let bytes = &self.map[self.data_start + start..self.data_start + end];
+        let bytes = &self.map[self.range(index)];
         StoredTensor {
             name,
             file: &self.path,
@@ -116,7 +140,7 @@ impl TensorFile {
 
 /// A header's entries in their order. Maps of the standard library would keep the last of two equal names.
 enum Header {
-    Whole(Vec<(String, TensorInfo)>),
+    Whole(Vec<(String, TensorInfo)>, HashMap<String, String>),
     Duplicate(String),
 }
 
@@ -132,10 +156,17 @@ impl<'de> serde::Deserialize<'de> for Header {
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Header, A::Error> {
                 let mut names = std::collections::HashSet::new();
-                let (mut entries, mut duplicate) = (Vec::new(), None);
+                let (mut entries, mut duplicate, mut notes) = (Vec::new(), None, HashMap::new());
                 while let Some(name) = map.next_key::<String>()? {
                     if name == "__metadata__" {
-                        map.next_value::<IgnoredAny>()?;
+                        // Text by text; anything else there is no business of ours.
+                        if let Value::Object(values) = map.next_value()? {
+                            let texts = values.into_iter().filter_map(|(key, value)| match value {
+                                Value::String(text) => Some((key, text)),
+                                _ => None,
+                            });
+                            notes.extend(texts);
+                        }
                         continue;
                     }
                     let info = map.next_value::<TensorInfo>()?;
@@ -145,7 +176,10 @@ impl<'de> serde::Deserialize<'de> for Header {
                     }
                     entries.push((name, info));
                 }
-                Ok(duplicate.map_or(Header::Whole(entries), Header::Duplicate))
+                Ok(match duplicate {
+                    Some(tensor) => Header::Duplicate(tensor),
+                    None => Header::Whole(entries, notes),
+                })
             }
         }
         deserializer.deserialize_map(Entries)

@@ -39,7 +39,7 @@ impl Default for Setup {
     fn default() -> Self {
         Self {
             dtype: Some(Dtype::F32),
-            cache_dtype: None,
+            cache_dtype: Some(Dtype::F32),
             isq: None,
             n_threads: 2,
             block_tokens: 4,

@@ -109,7 +109,7 @@ fn each_fault_of_a_single_file_is_refused_by_name() {
         ),
         (
             |file| edit(file, |t| t.get_mut("model.norm.weight").unwrap().0 = Stored::I32),
-            &["model.safetensors: tensor `model.norm.weight` is I32, supported are F32, F16 and BF16"],
+            &["model.safetensors: tensor `model.norm.weight` is I32, supported are F32, F16, BF16"],
         ),
         (
             |file| {

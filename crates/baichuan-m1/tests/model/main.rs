@@ -10,3 +10,5 @@ mod loading;
 mod memory;
 mod parity;
 mod plugin;
+mod quantised;
+mod rewrite;

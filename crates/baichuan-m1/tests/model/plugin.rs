@@ -10,12 +10,12 @@ use baichuan_engine::request::{
     Account, GenerateRequest, OutputOptions, Request, RequestLimits, SamplingOptions, StoppingOptions,
 };
 use baichuan_engine::{
-    Backend, CacheBudget, CacheConfig, Checkpoint, Dtype, EngineConfig, EventStream, LoadError, LoadProgress,
-    LoadRequest, Placement, Registry, RequestId,
+    Backend, BackendInfo, CacheBudget, CacheConfig, Checkpoint, Dtype, EngineConfig, EventStream, IsqType,
+    LoadError, LoadProgress, LoadRequest, ModelPlugin, Placement, QuantizeRequest, Registry, RequestId,
 };
 use baichuan_m1::random::{Preset, Recipe};
 
-use crate::golden::{folder, prompts};
+use crate::golden::{self, folder, prompts};
 
 fn load_with(
     dir: &Path,
@@ -158,6 +158,8 @@ async fn the_fingerprint_tells_weights_apart_and_not_the_files_they_come_in() {
     };
     let first = fingerprint(1, 1);
     assert_eq!(fingerprint(1, 3), first);
+    // Weights as asked for, keys and values as the checkpoint's weights are on disk.
+    assert!(first.contains("-f32-bf16-"), "{first}");
     assert_ne!(fingerprint(2, 1), first);
 }
 
@@ -289,4 +291,113 @@ fn a_checkpoint_without_a_template_chats_only_if_its_tokenizer_knows_the_roles()
     assert!(chats(folder.path()));
     fs::write(folder.path().join("tokenizer.json"), without_roles()).unwrap();
     assert!(!chats(folder.path()));
+}
+
+/// A model of `checkpoint`, quantised as it is loaded or before, and the first tokens it generates.
+async fn quantised(checkpoint: &Path, isq: Option<IsqType>) -> Result<(BackendInfo, Vec<u32>), LoadError> {
+    let checkpoint = Checkpoint::open(checkpoint)?;
+    let engine = EngineConfig {
+        max_context: Some(64),
+        ..EngineConfig::default()
+    };
+    let backend = baichuan_m1::plugin().load(&LoadRequest {
+        name: "under-test",
+        checkpoint: &checkpoint,
+        dtype: None,
+        cache_dtype: None,
+        isq,
+        threads: Some(1),
+        placement: &Placement::default(),
+        random_weights: None,
+        engine: &engine,
+        progress: &|_| {},
+    })?;
+    let stream = backend.submit(greedy((3..20).collect(), 12)).unwrap();
+    Ok((backend.info().clone(), tokens(stream).await.0))
+}
+
+fn quantize(checkpoint: &Path, isq: IsqType, out: &Path) -> Result<(), LoadError> {
+    baichuan_m1::plugin().quantize(&QuantizeRequest {
+        checkpoint: &Checkpoint::open(checkpoint)?,
+        isq,
+        out,
+        threads: Some(2),
+        progress: &|_| {},
+    })
+}
+
+#[tokio::test]
+async fn weights_quantised_before_are_those_quantised_at_load() {
+    let folder = tempfile::tempdir().unwrap();
+    let plain = folder.path().join("plain");
+    Recipe::new(Preset::Tiny).write(&plain, &|_, _| {}).unwrap();
+    for isq in [IsqType::Q8_0, IsqType::Q6K, IsqType::Q4K, IsqType::Q4_0] {
+        let out = folder.path().join(isq.name());
+        quantize(&plain, isq, &out).unwrap();
+        let (at_load, expected) = quantised(&plain, Some(isq)).await.unwrap();
+        let (before, tokens) = quantised(&out, None).await.unwrap();
+        assert_eq!(tokens, expected, "{isq}");
+        assert_eq!(before.fingerprint, at_load.fingerprint);
+        assert_eq!(
+            (before.quantization.as_str(), before.dtype.as_str()),
+            (isq.name(), "f32")
+        );
+        assert!(before.fingerprint.contains(isq.name()), "{}", before.fingerprint);
+        assert_eq!(before.parameters, at_load.parameters);
+        // Said again it is no contradiction, said otherwise it is.
+        assert!(quantised(&out, Some(isq)).await.is_ok());
+        let other = if isq == IsqType::Q8_0 {
+            IsqType::Q4_0
+        } else {
+            IsqType::Q8_0
+        };
+        let error = quantised(&out, Some(other)).await.unwrap_err().to_string();
+        assert!(error.contains("quantised already"), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_tied_head_is_quantised_normalised_and_the_embedding_as_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let (tied, out) = (golden::folder("tied_head"), folder.path().join("out"));
+    quantize(&tied, IsqType::Q8_0, &out).unwrap();
+    let (_, expected) = quantised(&tied, Some(IsqType::Q8_0)).await.unwrap();
+    let (_, tokens) = quantised(&out, None).await.unwrap();
+    assert_eq!(tokens, expected);
+}
+
+#[test]
+fn what_cannot_be_quantised_is_refused_and_nothing_is_overwritten() {
+    let dir = tempfile::tempdir().unwrap();
+    let (plain, out) = (dir.path().join("plain"), dir.path().join("out"));
+    Recipe::new(Preset::Tiny).write(&plain, &|_, _| {}).unwrap();
+    let refusal =
+        |checkpoint: &Path, isq, out: &Path| quantize(checkpoint, isq, out).unwrap_err().to_string();
+    assert!(refusal(&plain, IsqType::HQQ4, &out).contains("HQQ4"));
+    assert!(refusal(&plain, IsqType::Q8_0, &plain).contains("not empty"));
+    quantize(&plain, IsqType::Q8_0, &out).unwrap();
+    assert!(refusal(&out, IsqType::Q8_0, &dir.path().join("again")).contains("quantised already"));
+    assert!(out.join("tokenizer.model").is_file() && !out.join("model.safetensors.unfinished").exists());
+}
+
+#[test]
+fn a_damaged_packed_file_is_refused_by_the_name_of_the_tensor() {
+    let dir = tempfile::tempdir().unwrap();
+    let (plain, out) = (dir.path().join("plain"), dir.path().join("out"));
+    Recipe::new(Preset::Tiny).write(&plain, &|_, _| {}).unwrap();
+    quantize(&plain, IsqType::Q8_0, &out).unwrap();
+    // Said to be of a smaller format, its tensors are too long.
+    let config = std::fs::read_to_string(out.join("config.json")).unwrap();
+    std::fs::write(out.join("config.json"), config.replace("Q8_0", "Q4_0")).unwrap();
+    let error = load_with(&out, &EngineConfig::default(), &|_| {})
+        .err()
+        .unwrap()
+        .to_string();
+    assert!(error.contains("dtype"), "{error}");
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let error = runtime.block_on(quantised(&out, None)).unwrap_err().to_string();
+    assert!(
+        error.contains("model.layers.0.") && error.contains("shape"),
+        "{error}"
+    );
 }

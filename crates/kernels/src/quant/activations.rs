@@ -3,6 +3,8 @@
 use super::X_BLOCK;
 use super::blocks::Kind;
 use crate::buffer::Buffer;
+use crate::level::Kernel;
+use crate::simd::Simd;
 use crate::threads::{Shared, Threads};
 
 /// Rows cut into tiles of `tile_rows` rows (the last may have fewer), each stored block by block so that a kernel
@@ -63,21 +65,15 @@ impl Activations {
                 )
             };
             for (i, row) in rows.enumerate() {
-                for (block, x) in x[row * x_cols..][..x_cols].chunks(X_BLOCK).enumerate() {
-                    let (block_codes, scale) = quantize_block(x);
-                    for (group, codes_of_group) in block_codes.chunks_exact(4).enumerate() {
-                        let to = ((block * X_BLOCK / 4 + group) * n_rows + i) * 4;
-                        codes[to..to + 4].copy_from_slice(codes_of_group);
-                    }
-                    let mut total = 0;
-                    for (part, codes) in block_codes.chunks_exact(X_BLOCK / parts).enumerate() {
-                        let sum: i32 = codes.iter().map(|&code| i32::from(code)).sum();
-                        sums[(block * parts + part) * n_rows + i] = sum;
-                        total += sum;
-                    }
-                    scales[block * n_rows + i] = scale;
-                    scaled_sums[block * n_rows + i] = scale * total as f32;
-                }
+                threads.run(QuantizeRow {
+                    x: &x[row * x_cols..][..x_cols],
+                    place: (i, n_rows),
+                    parts,
+                    codes,
+                    scales,
+                    scaled_sums,
+                    sums,
+                });
             }
         });
         Self {
@@ -93,8 +89,45 @@ impl Activations {
     }
 }
 
+/// One row into its place of a tile.
+struct QuantizeRow<'a> {
+    x: &'a [f32],
+    /// Which row of how many.
+    place: (usize, usize),
+    parts: usize,
+    codes: &'a mut [i8],
+    scales: &'a mut [f32],
+    scaled_sums: &'a mut [f32],
+    sums: &'a mut [i32],
+}
+
+impl Kernel for QuantizeRow<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        let (i, n_rows) = self.place;
+        for (block, x) in self.x.chunks(X_BLOCK).enumerate() {
+            let (codes, scale) = quantize_block(x);
+            let to = self.codes[block * X_BLOCK * n_rows..][..X_BLOCK * n_rows].chunks_exact_mut(4 * n_rows);
+            for (codes, to) in codes.as_chunks::<4>().0.iter().zip(to) {
+                to[4 * i..][..4].copy_from_slice(codes);
+            }
+            let mut total = 0;
+            for (part, codes) in codes.chunks_exact(X_BLOCK / self.parts).enumerate() {
+                let sum: i32 = codes.iter().map(|&code| i32::from(code)).sum();
+                self.sums[(block * self.parts + part) * n_rows + i] = sum;
+                total += sum;
+            }
+            self.scales[block * n_rows + i] = scale;
+            self.scaled_sums[block * n_rows + i] = scale * total as f32;
+        }
+    }
+}
+
 /// Up to 32 values as `code · scale`, codes from -127 to 127. A NaN or an infinity makes the scale not finite, so it
 /// is not lost.
+#[inline(always)]
 fn quantize_block(x: &[f32]) -> ([i8; X_BLOCK], f32) {
     let mut values = [0.0; X_BLOCK];
     values[..x.len()].copy_from_slice(x);

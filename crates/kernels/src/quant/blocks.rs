@@ -19,8 +19,8 @@ mod q8_0;
 use std::fmt::Debug;
 
 use crate::buffer::Buffer;
-use crate::level::Cpu;
-use crate::simd::LANES;
+use crate::level::{Cpu, Kernel};
+use crate::simd::{LANES, Simd};
 
 pub(crate) use self::affine::{Affine, AffineRows};
 pub(crate) use self::q4_0::Q4_0;
@@ -29,6 +29,7 @@ pub(crate) use self::q6_k::Q6K;
 pub(crate) use self::q8_0::Q8_0;
 
 use super::X_BLOCK;
+use super::stream::{Stream, StreamOf};
 
 /// What the kernel does with a block's codes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,7 +52,50 @@ impl Kind {
     }
 }
 
-/// A format of records: columns of sixteen rows, packed.
+/// A format of records: columns of sixteen rows, packed. Blocks are counted from the start of a record.
+pub(crate) trait Record: Debug + Send + Sync {
+    /// What becomes of a block's codes.
+    const KIND: Kind;
+    /// Whether codes lie in the record as bytes already, at its start.
+    const CODES_IN_PLACE: bool = false;
+    /// What the blocks of a record share, in registers.
+    type Head<S: Simd>: Copy;
+
+    /// Columns of a record, a multiple of 32.
+    fn cols(&self) -> usize;
+    /// Bytes of a record.
+    fn record_bytes(&self) -> usize;
+    /// # Safety
+    /// `record` is valid for reading a record.
+    unsafe fn head<S: Simd>(&self, s: S, record: *const u8) -> Self::Head<S>;
+    /// A block's scale and, for nibbles, its minimum.
+    ///
+    /// # Safety
+    /// `record` is valid for reading a record, and `block` one of it.
+    unsafe fn scale<S: Simd>(
+        &self,
+        s: S,
+        record: *const u8,
+        head: Self::Head<S>,
+        block: usize,
+    ) -> (S::V, S::V);
+    /// A block's sums of products with `M` rows of `x`, `[group of 4 columns][M][4]`, whose sums are `x_sums`.
+    ///
+    /// # Safety
+    /// As for [`Record::scale`]; `x` and `x_sums` are valid for reading so many values.
+    unsafe fn dot<S: Simd, const M: usize>(
+        &self,
+        s: S,
+        record: *const u8,
+        block: usize,
+        x: *const i8,
+        x_sums: *const i32,
+    ) -> [S::I; M];
+    /// Spreads the codes of 32 columns over bytes, unless they are in place: `[group of 4 columns][16][4]`.
+    fn spread(&self, record: &[u8], columns: usize, to: &mut [u8]);
+}
+
+/// A [`Record`] whose type is known at run time.
 pub(crate) trait Blocks: Debug + Send + Sync {
     fn kind(&self) -> Kind;
     /// Columns of a record, a multiple of 32.
@@ -59,11 +103,78 @@ pub(crate) trait Blocks: Debug + Send + Sync {
     /// Bytes of a record.
     fn record_bytes(&self) -> usize;
     /// Where codes can be read in the record itself: they start it, and this many bytes later the next record does.
-    fn codes_stride(&self) -> Option<usize> {
-        None
-    }
+    fn codes_stride(&self) -> Option<usize>;
     /// Unpacks whole records: codes (unless they are read in place), scales, and mins of nibbles.
     fn unpack(&self, cpu: Cpu, records: &[u8], to: &mut Unpacked);
+    /// Multiplies panels with one tile of rows, blocks unpacked in registers.
+    fn stream(&self, cpu: Cpu, job: &Stream<'_>);
+}
+
+impl<R: Record> Blocks for R {
+    fn kind(&self) -> Kind {
+        R::KIND
+    }
+
+    fn cols(&self) -> usize {
+        Record::cols(self)
+    }
+
+    fn record_bytes(&self) -> usize {
+        Record::record_bytes(self)
+    }
+
+    fn codes_stride(&self) -> Option<usize> {
+        R::CODES_IN_PLACE.then_some(Record::record_bytes(self))
+    }
+
+    fn unpack(&self, cpu: Cpu, records: &[u8], to: &mut Unpacked) {
+        cpu.run(Unpack {
+            blocks: self,
+            records,
+            to,
+        });
+    }
+
+    fn stream(&self, cpu: Cpu, job: &Stream<'_>) {
+        cpu.run(StreamOf { blocks: self, job });
+    }
+}
+
+struct Unpack<'a, R> {
+    blocks: &'a R,
+    records: &'a [u8],
+    to: &'a mut Unpacked,
+}
+
+impl<R: Record> Kernel for Unpack<'_, R> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let (record_bytes, cols) = (Record::record_bytes(self.blocks), Record::cols(self.blocks));
+        let n_blocks = cols / R::KIND.block();
+        for (i, record) in self.records.chunks_exact(record_bytes).enumerate() {
+            if !R::CODES_IN_PLACE {
+                let codes = self.to.codes[i * cols * LANES..][..cols * LANES].chunks_exact_mut(BLOCK_CODES);
+                for (columns, codes) in codes.enumerate() {
+                    self.blocks.spread(record, columns, codes);
+                }
+            }
+            // SAFETY: the slice is a whole record.
+            let head = unsafe { self.blocks.head(s, record.as_ptr()) };
+            for block in 0..n_blocks {
+                let place = (i * n_blocks + block) * LANES;
+                // SAFETY: the slice is a whole record, and slices below hold sixteen values.
+                unsafe {
+                    let (scale, min) = self.blocks.scale(s, record.as_ptr(), head, block);
+                    s.store(self.to.scales[place..][..LANES].as_mut_ptr(), scale);
+                    if R::KIND == Kind::Nibbles {
+                        s.store(self.to.mins[place..][..LANES].as_mut_ptr(), min);
+                    }
+                }
+            }
+        }
+    }
 }
 
 /// A format whose blocks can be packed from ggml's.
@@ -165,7 +276,7 @@ fn pack_nibbles(bytes: &[u8; 16], lane: usize, to: &mut [u8]) {
 
 /// Spreads a block's nibbles over bytes.
 #[inline(always)]
-fn unpack_nibbles(from: &[u8], to: &mut [u8]) {
+fn spread_nibbles(from: &[u8], to: &mut [u8]) {
     let (lower, upper) = to[..BLOCK_CODES].split_at_mut(BLOCK_NIBBLES);
     for ((byte, lower), upper) in from[..BLOCK_NIBBLES].iter().zip(lower).zip(upper) {
         *lower = byte & 15;

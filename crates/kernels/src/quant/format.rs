@@ -29,6 +29,21 @@ impl GgmlFormat {
         GgmlFormat::Q6K,
     ];
 
+    /// As mistral.rs spells it.
+    pub fn name(self) -> &'static str {
+        match self {
+            GgmlFormat::Q8_0 => "Q8_0",
+            GgmlFormat::Q4_0 => "Q4_0",
+            GgmlFormat::Q4K => "Q4K",
+            GgmlFormat::Q6K => "Q6K",
+        }
+    }
+
+    /// The format of this [`GgmlFormat::name`].
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|format| format.name() == name)
+    }
+
     /// Columns of a block.
     pub fn block_cols(self) -> usize {
         self.blocks().cols()

@@ -5,7 +5,7 @@ use half::{bf16, f16};
 use super::GgmlFormat;
 use crate::matrix::tests::{SHAPES, noise, reference};
 use crate::threads::{Threads, all_for_tests};
-use crate::{Affine4, ElementType, Level, Matrix, MatrixError};
+use crate::{Affine4, ElementType, Level, MappedFile, Matrix, MatrixError};
 
 fn quantized(threads: &Threads, format: GgmlFormat, rows: usize, cols: usize) -> (Matrix, Vec<f32>) {
     let w = noise(11, rows * cols);
@@ -90,7 +90,7 @@ fn matrices(threads: &Threads, rows: usize, cols: usize) -> Vec<Matrix> {
     {
         for element in [ElementType::F32, ElementType::Bf16, ElementType::F16] {
             let tensors = AffineTensors::new(rows, cols, group, element);
-            all.push(Matrix::from_affine4(threads, rows, cols, &tensors.affine()).unwrap());
+            all.push(Matrix::from_affine4(threads, rows, cols, &[tensors.affine()]).unwrap());
         }
     }
     all
@@ -386,7 +386,7 @@ fn affine_weights_dequantize_as_their_tensors_say() {
     for group in [32, 64, 128] {
         for element in [ElementType::F32, ElementType::Bf16, ElementType::F16] {
             let tensors = AffineTensors::new(35, 384, group, element);
-            let matrix = Matrix::from_affine4(&threads, 35, 384, &tensors.affine()).unwrap();
+            let matrix = Matrix::from_affine4(&threads, 35, 384, &[tensors.affine()]).unwrap();
             for (got, expected) in matrix.dequantize().iter().zip(&tensors.values) {
                 assert!(
                     (got - expected).abs() <= 1e-6,
@@ -415,7 +415,7 @@ fn packed_weights_are_no_larger_than_the_formats_say() {
     }
     let tensors = AffineTensors::new(64, 1024, 64, ElementType::Bf16);
     assert_eq!(
-        bits(&Matrix::from_affine4(&threads, 64, 1024, &tensors.affine()).unwrap()),
+        bits(&Matrix::from_affine4(&threads, 64, 1024, &[tensors.affine()]).unwrap()),
         4.5
     );
 }
@@ -466,7 +466,7 @@ fn bytes_that_do_not_fit_the_shape_are_refused_by_name() {
 
     let mut tensors = AffineTensors::new(4, 128, 64, ElementType::Bf16);
     tensors.biases.pop();
-    let error = Matrix::from_affine4(&threads, 4, 128, &tensors.affine()).unwrap_err();
+    let error = Matrix::from_affine4(&threads, 4, 128, &[tensors.affine()]).unwrap_err();
     assert_eq!(
         error,
         MatrixError::Length {
@@ -479,11 +479,71 @@ fn bytes_that_do_not_fit_the_shape_are_refused_by_name() {
         &threads,
         4,
         128,
-        &Affine4 {
+        &[Affine4 {
             group: 16,
             ..tensors.affine()
-        },
+        }],
     )
     .unwrap_err();
     assert_eq!(error, MatrixError::Group { group: 16 });
+    let tensors = AffineTensors::new(4, 128, 64, ElementType::Bf16);
+    let other = AffineTensors::new(4, 128, 32, ElementType::Bf16);
+    let error = Matrix::from_affine4(&threads, 8, 128, &[tensors.affine(), other.affine()]).unwrap_err();
+    assert_eq!(error, MatrixError::Unlike { first: 64, other: 32 });
+}
+
+#[test]
+fn weights_stacked_in_one_compute_as_they_do_apart() {
+    for threads in all_for_tests() {
+        // Seven rows: a panel has rows of both.
+        let (first, second) = (
+            AffineTensors::new(7, 128, 64, ElementType::F16),
+            AffineTensors::new(7, 128, 64, ElementType::F16),
+        );
+        let x = noise(5, 3 * 128);
+        let multiply = |parts: &[Affine4<'_>]| {
+            let rows = 7 * parts.len();
+            let mut out = vec![0.0; 3 * rows];
+            let matrix = Matrix::from_affine4(&threads, rows, 128, parts).unwrap();
+            matrix.matmul(&threads, &x, &mut out);
+            out
+        };
+        let (one, other) = (multiply(&[first.affine()]), multiply(&[second.affine()]));
+        let apart: Vec<f32> = (0..3)
+            .flat_map(|i| [&one[7 * i..][..7], &other[7 * i..][..7]].concat())
+            .collect();
+        assert_eq!(multiply(&[first.affine(), second.affine()]), apart);
+    }
+}
+
+#[test]
+fn packed_weights_read_from_a_file_as_they_were() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("packed");
+    for threads in all_for_tests() {
+        for format in GgmlFormat::ALL {
+            let (matrix, _) = quantized(&threads, format, 37, 300);
+            std::fs::write(&path, matrix.packed().unwrap()).unwrap();
+            let file = MappedFile::open(&path).unwrap();
+            assert_eq!(file.len(), Matrix::packed_bytes(format, 37, 300));
+            let open = |rows, range| Matrix::from_packed(&threads, format, rows, 300, file.slice(range));
+            let mapped = open(37, 0..file.len()).unwrap();
+            assert_eq!(mapped.dequantize(), matrix.dequantize());
+            let x = noise(8, 2 * 300);
+            let (mut out, mut expected) = (vec![0.0; 74], vec![0.0; 74]);
+            mapped.matmul(&threads, &x, &mut out);
+            matrix.matmul(&threads, &x, &mut expected);
+            assert_eq!(out, expected);
+
+            let expected = Matrix::packed_bytes(format, 37, 300);
+            let short = MatrixError::Length {
+                what: "weight",
+                got: expected - 1,
+                expected,
+            };
+            assert_eq!(open(37, 0..file.len() - 1).unwrap_err(), short);
+            let fewer = Matrix::packed_bytes(format, 16, 300);
+            assert_eq!(open(16, 2..2 + fewer).unwrap_err(), MatrixError::Misaligned);
+        }
+    }
 }

@@ -131,6 +131,18 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    unsafe fn load_u8(self, ptr: *const u8) -> Self::V {
+        // SAFETY: the token proves the instructions, the caller the sixteen bytes.
+        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(ptr.cast()))) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_i8(self, ptr: *const i8) -> Self::V {
+        // SAFETY: the token proves the instructions, the caller the sixteen bytes.
+        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(ptr.cast()))) }
+    }
+
+    #[inline(always)]
     unsafe fn store(self, ptr: *mut f32, v: Self::V) {
         // SAFETY: the token proves the instruction, the caller room for sixteen values.
         unsafe { _mm512_storeu_ps(ptr, v) }
@@ -154,8 +166,7 @@ impl Simd for Avx512 {
             for g in 0..GROUPS {
                 let w = _mm512_loadu_si512(codes.add(64 * g).cast());
                 for i in 0..M {
-                    let x = _mm512_set1_epi32(x.add(4 * (g * M + i)).cast::<i32>().read_unaligned());
-                    sums[i] = _mm512_dpbusd_epi32(sums[i], w, x);
+                    sums[i] = _mm512_dpbusd_epi32(sums[i], w, four::<M>(x, g, i));
                 }
             }
             sums
@@ -180,8 +191,62 @@ impl Simd for Avx512 {
             for g in 0..GROUPS {
                 let w = _mm512_xor_si512(_mm512_loadu_si512(codes.add(64 * g).cast()), offset);
                 for i in 0..M {
-                    let x = _mm512_set1_epi32(x.add(4 * (g * M + i)).cast::<i32>().read_unaligned());
-                    sums[i] = _mm512_dpbusd_epi32(sums[i], w, x);
+                    sums[i] = _mm512_dpbusd_epi32(sums[i], w, four::<M>(x, g, i));
+                }
+            }
+            sums
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn dot_nibbles<const M: usize>(self, nibbles: *const u8, x: *const i8) -> [Self::I; M] {
+        // SAFETY: the token proves the instructions, the caller the bytes.
+        unsafe {
+            let mask = _mm512_set1_epi8(15);
+            let mut sums = [_mm512_setzero_si512(); M];
+            for g in 0..4 {
+                let both = _mm512_loadu_si512(nibbles.add(64 * g).cast());
+                let lower = _mm512_and_si512(both, mask);
+                let upper = _mm512_and_si512(_mm512_srli_epi16::<4>(both), mask);
+                for i in 0..M {
+                    sums[i] = _mm512_dpbusd_epi32(sums[i], lower, four::<M>(x, g, i));
+                    sums[i] = _mm512_dpbusd_epi32(sums[i], upper, four::<M>(x, g + 4, i));
+                }
+            }
+            sums
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn dot_six<const M: usize, const UPPER: bool>(
+        self,
+        nibbles: *const u8,
+        twos: *const u8,
+        x: *const i8,
+        x_sums: *const i32,
+    ) -> [Self::I; M] {
+        // SAFETY: the token proves the instructions, the caller the bytes.
+        unsafe {
+            let (low, high) = (_mm512_set1_epi8(15), _mm512_set1_epi8(48));
+            let twos = _mm512_loadu_si512(twos.cast());
+            // Each group's two bits, where they belong in a code: shifts go by 16 bits, the mask keeps what is right.
+            let twos = [
+                _mm512_slli_epi16::<4>(twos),
+                _mm512_slli_epi16::<2>(twos),
+                twos,
+                _mm512_srli_epi16::<2>(twos),
+            ];
+            let mut sums = [_mm512_setzero_si512(); M];
+            for i in 0..M {
+                sums[i] = _mm512_set1_epi32(-32 * *x_sums.add(i));
+            }
+            for g in 0..4 {
+                let both = _mm512_loadu_si512(nibbles.add(64 * g).cast());
+                let lower = if UPPER { _mm512_srli_epi16::<4>(both) } else { both };
+                let lower = _mm512_and_si512(lower, low);
+                let code = _mm512_or_si512(lower, _mm512_and_si512(twos[g], high));
+                for i in 0..M {
+                    sums[i] = _mm512_dpbusd_epi32(sums[i], code, four::<M>(x, g, i));
                 }
             }
             sums
@@ -193,4 +258,14 @@ impl Simd for Avx512 {
         // SAFETY: a prefetch of any address is allowed.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(ptr.cast()) }
     }
+}
+
+/// Four columns of row `i` of `x`, in each lane.
+///
+/// # Safety
+/// The CPU has AVX-512 F, and `x` is valid for reading `[g + 1, M, 4]` bytes, of which `i` is a row.
+#[inline(always)]
+unsafe fn four<const M: usize>(x: *const i8, g: usize, i: usize) -> __m512i {
+    // SAFETY: passed on to the caller.
+    unsafe { _mm512_set1_epi32(x.add(4 * (g * M + i)).cast::<i32>().read_unaligned()) }
 }

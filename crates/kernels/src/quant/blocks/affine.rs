@@ -1,8 +1,7 @@
 //! MLX's affine quantisation: groups of nibbles with a scale and a bias.
 
-use super::{BLOCK_CODES, BLOCK_NIBBLES, Blocks, Kind, Unpacked, pack_nibbles, unpack_nibbles};
+use super::{BLOCK_NIBBLES, Kind, Record, pack_nibbles, spread_nibbles};
 use crate::element::Element;
-use crate::level::{Cpu, Kernel};
 use crate::quant::X_BLOCK;
 use crate::simd::{LANES, Simd};
 
@@ -36,11 +35,17 @@ impl<E: Element> Affine<E> {
         self.group / X_BLOCK * BLOCK_NIBBLES
     }
 
-    /// Packs one row into its lane of a panel's records.
-    pub(crate) fn pack_row(&self, from: &AffineRows<'_>, row: usize, cols: usize, records: &mut [u8]) {
-        let (n_groups, lane, size) = (cols / self.group, row % LANES, size_of::<E>());
+    /// Packs one row into a lane of a panel's records.
+    pub(crate) fn pack_row(
+        &self,
+        from: &AffineRows<'_>,
+        (row, lane): (usize, usize),
+        cols: usize,
+        records: &mut [u8],
+    ) {
+        let (n_groups, size) = (cols / self.group, size_of::<E>());
         let codes = &from.codes[row * cols / 2..][..cols / 2];
-        for (i, record) in records.chunks_exact_mut(self.record_bytes()).enumerate() {
+        for (i, record) in records.chunks_exact_mut(Record::record_bytes(self)).enumerate() {
             let (nibbles, numbers) = record.split_at_mut(self.nibbles());
             let codes = codes[i * self.group / 2..][..self.group / 2].chunks_exact(X_BLOCK / 2);
             for (codes, to) in codes.zip(nibbles.chunks_exact_mut(BLOCK_NIBBLES)) {
@@ -62,10 +67,10 @@ impl<E: Element> Affine<E> {
     }
 }
 
-impl<E: Element> Blocks for Affine<E> {
-    fn kind(&self) -> Kind {
-        Kind::Nibbles
-    }
+impl<E: Element> Record for Affine<E> {
+    const KIND: Kind = Kind::Nibbles;
+    /// The group's scale and bias.
+    type Head<S: Simd> = (S::V, S::V);
 
     fn cols(&self) -> usize {
         self.group
@@ -75,51 +80,41 @@ impl<E: Element> Blocks for Affine<E> {
         self.nibbles() + 2 * size_of::<E>() * LANES
     }
 
-    fn unpack(&self, cpu: Cpu, records: &[u8], to: &mut Unpacked) {
-        cpu.run(Unpack {
-            blocks: self,
-            records,
-            to,
-        });
+    #[inline(always)]
+    unsafe fn head<S: Simd>(&self, s: S, record: *const u8) -> (S::V, S::V) {
+        // SAFETY: two times sixteen numbers end the record, which starts at a multiple of their size.
+        unsafe {
+            let numbers = record.add(self.nibbles()).cast::<E>();
+            (E::load(s, numbers), E::load(s, numbers.add(LANES)))
+        }
     }
-}
-
-struct Unpack<'a, E> {
-    blocks: &'a Affine<E>,
-    records: &'a [u8],
-    to: &'a mut Unpacked,
-}
-
-impl<E: Element> Kernel for Unpack<'_, E> {
-    type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let n_blocks = self.blocks.group / X_BLOCK;
-        let codes = self.to.codes.chunks_exact_mut(n_blocks * BLOCK_CODES);
-        let scales = self.to.scales.chunks_exact_mut(n_blocks * LANES);
-        let mins = self.to.mins.chunks_exact_mut(n_blocks * LANES);
-        let records = self.records.chunks_exact(self.blocks.record_bytes());
-        for (record, ((codes, scales), mins)) in records.zip(codes.zip(scales).zip(mins)) {
-            let (nibbles, numbers) = record.split_at(self.blocks.nibbles());
-            for (from, to) in nibbles
-                .chunks_exact(BLOCK_NIBBLES)
-                .zip(codes.chunks_exact_mut(BLOCK_CODES))
-            {
-                unpack_nibbles(from, to);
-            }
-            // SAFETY: two times sixteen numbers end the record, which starts at a multiple of 64 bytes.
-            let (scale, bias) = unsafe {
-                let numbers = numbers.as_ptr().cast::<E>();
-                (E::load(s, numbers), E::load(s, numbers.add(LANES)))
-            };
-            for (scales, mins) in scales.chunks_exact_mut(LANES).zip(mins.chunks_exact_mut(LANES)) {
-                // SAFETY: both chunks hold sixteen values.
-                unsafe {
-                    s.store(scales.as_mut_ptr(), scale);
-                    s.store(mins.as_mut_ptr(), bias);
-                }
-            }
-        }
+    unsafe fn scale<S: Simd>(
+        &self,
+        _: S,
+        _: *const u8,
+        scale_and_bias: (S::V, S::V),
+        _: usize,
+    ) -> (S::V, S::V) {
+        scale_and_bias
+    }
+
+    #[inline(always)]
+    unsafe fn dot<S: Simd, const M: usize>(
+        &self,
+        s: S,
+        record: *const u8,
+        block: usize,
+        x: *const i8,
+        _: *const i32,
+    ) -> [S::I; M] {
+        // SAFETY: the blocks' nibbles start the record, `x` is the caller's.
+        unsafe { s.dot_nibbles::<M>(record.add(block * BLOCK_NIBBLES), x) }
+    }
+
+    #[inline(always)]
+    fn spread(&self, record: &[u8], columns: usize, to: &mut [u8]) {
+        spread_nibbles(&record[columns * BLOCK_NIBBLES..], to);
     }
 }

@@ -1,10 +1,6 @@
 //! Q4_0: 32 nibbles and their scale; code 8 is zero.
 
-use super::{
-    BLOCK_CODES, BLOCK_NIBBLES, Blocks, GgmlBlocks, Kind, Unpacked, pack_nibbles, put_u16, read_f16,
-    unpack_nibbles,
-};
-use crate::level::{Cpu, Kernel};
+use super::{BLOCK_NIBBLES, GgmlBlocks, Kind, Record, pack_nibbles, put_u16, read_f16, spread_nibbles};
 use crate::simd::{LANES, Simd};
 
 /// Record: nibbles, then scales as f16.
@@ -13,10 +9,9 @@ pub(crate) struct Q4_0;
 
 const RECORD: usize = BLOCK_NIBBLES + 2 * LANES;
 
-impl Blocks for Q4_0 {
-    fn kind(&self) -> Kind {
-        Kind::Nibbles
-    }
+impl Record for Q4_0 {
+    const KIND: Kind = Kind::Nibbles;
+    type Head<S: Simd> = ();
 
     fn cols(&self) -> usize {
         32
@@ -26,8 +21,32 @@ impl Blocks for Q4_0 {
         RECORD
     }
 
-    fn unpack(&self, cpu: Cpu, records: &[u8], to: &mut Unpacked) {
-        cpu.run(Unpack { records, to });
+    #[inline(always)]
+    unsafe fn head<S: Simd>(&self, _: S, _: *const u8) {}
+
+    #[inline(always)]
+    unsafe fn scale<S: Simd>(&self, s: S, record: *const u8, _: (), _: usize) -> (S::V, S::V) {
+        // SAFETY: sixteen f16 end the record.
+        let scale = unsafe { s.load_f16(record.add(BLOCK_NIBBLES).cast()) };
+        (scale, s.mul(scale, s.splat(-8.0)))
+    }
+
+    #[inline(always)]
+    unsafe fn dot<S: Simd, const M: usize>(
+        &self,
+        s: S,
+        record: *const u8,
+        _: usize,
+        x: *const i8,
+        _: *const i32,
+    ) -> [S::I; M] {
+        // SAFETY: nibbles start the record, `x` is the caller's.
+        unsafe { s.dot_nibbles::<M>(record, x) }
+    }
+
+    #[inline(always)]
+    fn spread(&self, record: &[u8], _: usize, to: &mut [u8]) {
+        spread_nibbles(record, to);
     }
 }
 
@@ -42,33 +61,5 @@ impl GgmlBlocks for Q4_0 {
         let (codes, scales) = record.split_at_mut(BLOCK_NIBBLES);
         pack_nibbles(&nibbles, lane, codes);
         put_u16(scales, lane, read_f16(block).to_bits());
-    }
-}
-
-struct Unpack<'a> {
-    records: &'a [u8],
-    to: &'a mut Unpacked,
-}
-
-impl Kernel for Unpack<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let codes = self.to.codes.chunks_exact_mut(BLOCK_CODES);
-        let scales = self
-            .to
-            .scales
-            .chunks_exact_mut(LANES)
-            .zip(self.to.mins.chunks_exact_mut(LANES));
-        for ((record, codes), (scales, mins)) in self.records.chunks_exact(RECORD).zip(codes).zip(scales) {
-            unpack_nibbles(record, codes);
-            // SAFETY: sixteen f16 end the record, and the chunks hold sixteen values.
-            unsafe {
-                let scale = s.load_f16(record.as_ptr().add(BLOCK_NIBBLES).cast());
-                s.store(scales.as_mut_ptr(), scale);
-                s.store(mins.as_mut_ptr(), s.mul(scale, s.splat(-8.0)));
-            }
-        }
     }
 }

@@ -1,10 +1,6 @@
 //! Q4_K: eight blocks of 32 nibbles, each with a scale and a minimum of six bits, and a factor for either.
 
-use super::{
-    BLOCK_CODES, BLOCK_NIBBLES, Blocks, GgmlBlocks, Kind, Unpacked, pack_nibbles, put_u16, read_f16,
-    unpack_nibbles,
-};
-use crate::level::{Cpu, Kernel};
+use super::{BLOCK_NIBBLES, GgmlBlocks, Kind, Record, pack_nibbles, put_u16, read_f16, spread_nibbles};
 use crate::simd::{LANES, Simd};
 
 /// Record: nibbles of eight blocks, scales and then minima a byte each as `[block][16]`, d and dmin as f16.
@@ -18,10 +14,10 @@ const D: usize = MINS + BLOCKS * LANES;
 const DMIN: usize = D + 2 * LANES;
 const RECORD: usize = DMIN + 2 * LANES;
 
-impl Blocks for Q4K {
-    fn kind(&self) -> Kind {
-        Kind::Nibbles
-    }
+impl Record for Q4K {
+    const KIND: Kind = Kind::Nibbles;
+    /// d and dmin.
+    type Head<S: Simd> = (S::V, S::V);
 
     fn cols(&self) -> usize {
         256
@@ -31,8 +27,52 @@ impl Blocks for Q4K {
         RECORD
     }
 
-    fn unpack(&self, cpu: Cpu, records: &[u8], to: &mut Unpacked) {
-        cpu.run(Unpack { records, to });
+    #[inline(always)]
+    unsafe fn head<S: Simd>(&self, s: S, record: *const u8) -> (S::V, S::V) {
+        // SAFETY: the record holds sixteen f16 in either place.
+        let (d, dmin) = unsafe {
+            (
+                s.load_f16(record.add(D).cast()),
+                s.load_f16(record.add(DMIN).cast()),
+            )
+        };
+        (d, s.sub(s.splat(0.0), dmin))
+    }
+
+    #[inline(always)]
+    unsafe fn scale<S: Simd>(
+        &self,
+        s: S,
+        record: *const u8,
+        (d, minus_dmin): (S::V, S::V),
+        block: usize,
+    ) -> (S::V, S::V) {
+        // SAFETY: the record holds sixteen bytes for each block in either place.
+        let (scale, min) = unsafe {
+            (
+                s.load_u8(record.add(SCALES + block * LANES)),
+                s.load_u8(record.add(MINS + block * LANES)),
+            )
+        };
+        (s.mul(d, scale), s.mul(minus_dmin, min))
+    }
+
+    #[inline(always)]
+    unsafe fn dot<S: Simd, const M: usize>(
+        &self,
+        s: S,
+        record: *const u8,
+        block: usize,
+        x: *const i8,
+        _: *const i32,
+    ) -> [S::I; M] {
+        // SAFETY: the blocks' nibbles start the record, `x` is the caller's.
+        unsafe { s.dot_nibbles::<M>(record.add(block * BLOCK_NIBBLES), x) }
+    }
+
+    #[inline(always)]
+    fn spread(&self, record: &[u8], columns: usize, to: &mut [u8]) {
+        spread_nibbles(&record[columns * BLOCK_NIBBLES..], to);
     }
 }
 
@@ -66,45 +106,6 @@ impl GgmlBlocks for Q4K {
             let nibble = |c: usize| columns[c] >> (i % 2 * 4) & 15;
             let nibbles = std::array::from_fn(|c| nibble(c) | nibble(c + 16) << 4);
             pack_nibbles(&nibbles, lane, &mut record[i * BLOCK_NIBBLES..]);
-        }
-    }
-}
-
-struct Unpack<'a> {
-    records: &'a [u8],
-    to: &'a mut Unpacked,
-}
-
-impl Kernel for Unpack<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let codes = self.to.codes.chunks_exact_mut(BLOCKS * BLOCK_CODES);
-        let scales = self.to.scales.chunks_exact_mut(BLOCKS * LANES);
-        let mins = self.to.mins.chunks_exact_mut(BLOCKS * LANES);
-        let to = codes.zip(scales).zip(mins);
-        for (record, ((codes, scales), mins)) in self.records.chunks_exact(RECORD).zip(to) {
-            // SAFETY: the record holds sixteen f16 in either place.
-            let (d, dmin) = unsafe {
-                (
-                    s.load_f16(record.as_ptr().add(D).cast()),
-                    s.load_f16(record.as_ptr().add(DMIN).cast()),
-                )
-            };
-            for i in 0..BLOCKS {
-                unpack_nibbles(&record[i * BLOCK_NIBBLES..], &mut codes[i * BLOCK_CODES..]);
-                let (scales, mins) = (&mut scales[i * LANES..][..LANES], &mut mins[i * LANES..][..LANES]);
-                for lane in 0..LANES {
-                    scales[lane] = f32::from(record[SCALES + i * LANES + lane]);
-                    mins[lane] = -f32::from(record[MINS + i * LANES + lane]);
-                }
-                // SAFETY: both slices hold sixteen values.
-                unsafe {
-                    s.store(scales.as_mut_ptr(), s.mul(d, s.load(scales.as_ptr())));
-                    s.store(mins.as_mut_ptr(), s.mul(dmin, s.load(mins.as_ptr())));
-                }
-            }
         }
     }
 }

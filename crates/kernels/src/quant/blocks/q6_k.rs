@@ -1,10 +1,8 @@
 //! Q6_K: sixteen blocks of sixteen six-bit codes, each with a signed byte as scale, and a factor for all.
 
 use super::{
-    BLOCK_CODES, BLOCK_NIBBLES, Blocks, GgmlBlocks, Kind, Unpacked, code_place, pack_nibbles, put_u16,
-    read_f16,
+    BLOCK_CODES, BLOCK_NIBBLES, GgmlBlocks, Kind, Record, code_place, pack_nibbles, put_u16, read_f16,
 };
-use crate::level::{Cpu, Kernel};
 use crate::simd::{LANES, Simd};
 
 /// Record: for each 32 columns the lower four bits as nibbles and the upper two, then scales as `[block][16]`, then d
@@ -19,10 +17,10 @@ const SCALES: usize = 8 * COLUMNS_32;
 const D: usize = SCALES + 16 * LANES;
 const RECORD: usize = D + 2 * LANES;
 
-impl Blocks for Q6K {
-    fn kind(&self) -> Kind {
-        Kind::Bytes16
-    }
+impl Record for Q6K {
+    const KIND: Kind = Kind::Bytes16;
+    /// d.
+    type Head<S: Simd> = S::V;
 
     fn cols(&self) -> usize {
         256
@@ -32,8 +30,46 @@ impl Blocks for Q6K {
         RECORD
     }
 
-    fn unpack(&self, cpu: Cpu, records: &[u8], to: &mut Unpacked) {
-        cpu.run(Unpack { records, to });
+    #[inline(always)]
+    unsafe fn head<S: Simd>(&self, s: S, record: *const u8) -> S::V {
+        // SAFETY: the record holds sixteen f16 there.
+        unsafe { s.load_f16(record.add(D).cast()) }
+    }
+
+    #[inline(always)]
+    unsafe fn scale<S: Simd>(&self, s: S, record: *const u8, d: S::V, block: usize) -> (S::V, S::V) {
+        // SAFETY: the record holds sixteen bytes for each block there.
+        let scale = unsafe { s.load_i8(record.add(SCALES + block * LANES).cast()) };
+        (s.mul(d, scale), s.splat(0.0))
+    }
+
+    #[inline(always)]
+    unsafe fn dot<S: Simd, const M: usize>(
+        &self,
+        s: S,
+        record: *const u8,
+        block: usize,
+        x: *const i8,
+        x_sums: *const i32,
+    ) -> [S::I; M] {
+        // SAFETY: two blocks share their nibbles and have upper bits of their own; the rest is the caller's.
+        unsafe {
+            let nibbles = record.add(block / 2 * COLUMNS_32);
+            let twos = nibbles.add(BLOCK_NIBBLES + block % 2 * (BLOCK_UPPER / 2));
+            if block.is_multiple_of(2) {
+                s.dot_six::<M, false>(nibbles, twos, x, x_sums)
+            } else {
+                s.dot_six::<M, true>(nibbles, twos, x, x_sums)
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn spread(&self, record: &[u8], columns: usize, to: &mut [u8]) {
+        let (lower, upper) = record[columns * COLUMNS_32..][..COLUMNS_32].split_at(BLOCK_NIBBLES);
+        let (first, second) = to.split_at_mut(BLOCK_NIBBLES);
+        spread(lower, &upper[..4 * LANES], 0, first);
+        spread(lower, &upper[4 * LANES..], 4, second);
     }
 }
 
@@ -65,44 +101,6 @@ impl GgmlBlocks for Q6K {
             record[SCALES + i * LANES + lane] = block[192 + i];
         }
         put_u16(&mut record[D..], lane, read_f16(&block[208..]).to_bits());
-    }
-}
-
-struct Unpack<'a> {
-    records: &'a [u8],
-    to: &'a mut Unpacked,
-}
-
-impl Kernel for Unpack<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let codes = self.to.codes.chunks_exact_mut(8 * BLOCK_CODES);
-        let scales = self.to.scales.chunks_exact_mut(16 * LANES);
-        for (record, (codes, scales)) in self.records.chunks_exact(RECORD).zip(codes.zip(scales)) {
-            for (columns, codes) in record[..SCALES]
-                .chunks_exact(COLUMNS_32)
-                .zip(codes.chunks_exact_mut(BLOCK_CODES))
-            {
-                let (lower, upper) = columns.split_at(BLOCK_NIBBLES);
-                let (first, second) = codes.split_at_mut(BLOCK_NIBBLES);
-                spread(lower, &upper[..4 * LANES], 0, first);
-                spread(lower, &upper[4 * LANES..], 4, second);
-            }
-            // SAFETY: the record holds sixteen f16 there.
-            let d = unsafe { s.load_f16(record.as_ptr().add(D).cast()) };
-            for (bytes, scales) in record[SCALES..D]
-                .chunks_exact(LANES)
-                .zip(scales.chunks_exact_mut(LANES))
-            {
-                for lane in 0..LANES {
-                    scales[lane] = f32::from(bytes[lane] as i8);
-                }
-                // SAFETY: the chunk holds sixteen values.
-                unsafe { s.store(scales.as_mut_ptr(), s.mul(d, s.load(scales.as_ptr()))) };
-            }
-        }
     }
 }
 

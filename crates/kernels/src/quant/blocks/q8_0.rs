@@ -1,7 +1,6 @@
 //! Q8_0: 32 signed bytes and their scale. Codes are read in place.
 
-use super::{BLOCK_CODES, Blocks, GgmlBlocks, Kind, Unpacked, code_place, put_u16, read_f16};
-use crate::level::{Cpu, Kernel};
+use super::{BLOCK_CODES, GgmlBlocks, Kind, Record, code_place, put_u16, read_f16};
 use crate::simd::{LANES, Simd};
 
 /// Record: codes, then scales as f16.
@@ -10,10 +9,10 @@ pub(crate) struct Q8_0;
 
 const RECORD: usize = BLOCK_CODES + 2 * LANES;
 
-impl Blocks for Q8_0 {
-    fn kind(&self) -> Kind {
-        Kind::Bytes32
-    }
+impl Record for Q8_0 {
+    const KIND: Kind = Kind::Bytes32;
+    const CODES_IN_PLACE: bool = true;
+    type Head<S: Simd> = ();
 
     fn cols(&self) -> usize {
         32
@@ -23,13 +22,32 @@ impl Blocks for Q8_0 {
         RECORD
     }
 
-    fn codes_stride(&self) -> Option<usize> {
-        Some(RECORD)
+    #[inline(always)]
+    unsafe fn head<S: Simd>(&self, _: S, _: *const u8) {}
+
+    #[inline(always)]
+    unsafe fn scale<S: Simd>(&self, s: S, record: *const u8, _: (), _: usize) -> (S::V, S::V) {
+        // SAFETY: sixteen f16 end the record.
+        (
+            unsafe { s.load_f16(record.add(BLOCK_CODES).cast()) },
+            s.splat(0.0),
+        )
     }
 
-    fn unpack(&self, cpu: Cpu, records: &[u8], to: &mut Unpacked) {
-        cpu.run(Unpack { records, to });
+    #[inline(always)]
+    unsafe fn dot<S: Simd, const M: usize>(
+        &self,
+        s: S,
+        record: *const u8,
+        _: usize,
+        x: *const i8,
+        x_sums: *const i32,
+    ) -> [S::I; M] {
+        // SAFETY: codes start the record, the rest is the caller's.
+        unsafe { s.dot_i8::<M, 8>(record.cast(), x, x_sums) }
     }
+
+    fn spread(&self, _: &[u8], _: usize, _: &mut [u8]) {}
 }
 
 impl GgmlBlocks for Q8_0 {
@@ -43,31 +61,5 @@ impl GgmlBlocks for Q8_0 {
             codes[code_place(group * 4, lane)..][..4].copy_from_slice(bytes);
         }
         put_u16(scales, lane, read_f16(block).to_bits());
-    }
-}
-
-struct Unpack<'a> {
-    records: &'a [u8],
-    to: &'a mut Unpacked,
-}
-
-impl Kernel for Unpack<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        for (record, scales) in self
-            .records
-            .chunks_exact(RECORD)
-            .zip(self.to.scales.chunks_exact_mut(LANES))
-        {
-            // SAFETY: sixteen f16 end the record, and the chunk holds sixteen values.
-            unsafe {
-                s.store(
-                    scales.as_mut_ptr(),
-                    s.load_f16(record.as_ptr().add(BLOCK_CODES).cast()),
-                )
-            };
-        }
     }
 }
