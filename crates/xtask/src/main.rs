@@ -2,6 +2,7 @@
 
 use clap::{Parser, Subcommand};
 
+mod bench_cpu;
 #[cfg(feature = "cuda")]
 mod bench_gpu;
 mod codegen;
@@ -18,6 +19,8 @@ struct Args {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Measure the model on this machine's processor, through the server; needs `cargo build --release --bins`.
+    BenchCpu(bench_cpu::Args),
     /// Generate crates/proto/src/generated from /proto.
     Codegen {
         /// Change nothing; fail if the checked-in code differs.
@@ -39,6 +42,7 @@ fn main() -> anyhow::Result<()> {
     match Args::parse().command {
         #[cfg(feature = "cuda")]
         Command::BenchGpu(args) => bench_gpu::run(args),
+        Command::BenchCpu(args) => bench_cpu::run(&args),
         Command::Codegen { check } => codegen::run(check),
         Command::Golden => golden::run(),
         Command::MakeModel(args) => make_model::run(args),

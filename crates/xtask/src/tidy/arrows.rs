@@ -27,7 +27,7 @@ const ARROWS: [(&str, &[&str]); 9] = [
             "baichuan-client",
         ],
     ),
-    ("xtask", &["baichuan-engine", "baichuan-m1"]),
+    ("xtask", &["baichuan-engine", "baichuan-kernels", "baichuan-m1"]),
 ];
 
 /// Libraries by the beginning of their names, and the only crates that may use them.

@@ -1,0 +1,156 @@
+//! The server as a child process, and the client's `bench` against it.
+
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail, ensure};
+use serde_json::Value;
+
+use super::Numbers;
+
+/// A model of any size that fits this machine is loaded by then.
+const LOAD_TIMEOUT: Duration = Duration::from_secs(600);
+
+/// The programs under measurement.
+pub(super) struct Programs {
+    server: PathBuf,
+    client: PathBuf,
+}
+
+/// A server that serves.
+pub(super) struct Server {
+    child: Child,
+    client: PathBuf,
+    address: String,
+    /// From its start to its being ready.
+    pub(super) load_seconds: f64,
+}
+
+/// What is asked of it.
+pub(super) struct Load {
+    pub(super) streams: u32,
+    pub(super) prompt_tokens: u32,
+    pub(super) max_tokens: u32,
+}
+
+/// What came of it, medians over all requests.
+pub(super) struct Answer {
+    pub(super) first_token_ms: f64,
+    /// 0 for answers of one token.
+    pub(super) between_tokens_ms: f64,
+}
+
+impl Programs {
+    pub(super) fn new(dir: &Path) -> anyhow::Result<Self> {
+        let program = |name: &str| {
+            let path = std::path::absolute(dir.join(name))?;
+            ensure!(
+                path.is_file(),
+                "{} is not there: cargo build --release --bins",
+                path.display()
+            );
+            Ok(path)
+        };
+        Ok(Self {
+            server: program("baichuan-server")?,
+            client: program("baichuan")?,
+        })
+    }
+
+    /// Starts a server and waits until it serves.
+    pub(super) fn serve(
+        &self,
+        model: &Path,
+        numbers: Numbers,
+        context: u32,
+        streams: u32,
+    ) -> anyhow::Result<Server> {
+        let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();
+        let mut command = Command::new(&self.server);
+        command.args(["serve", "--listen", &address, "--admin-listen", "off"]);
+        command.arg("--model").arg(model);
+        // One long sequence and some short ones.
+        let context_tokens = context + 64 + streams * 256;
+        for set in [
+            "log.filter=warn".into(),
+            format!("engine.max_context={}", context + 64),
+            format!("engine.max_sequences={}", streams.max(1)),
+            format!("engine.cache.context_tokens={context_tokens}"),
+        ] {
+            command.arg("--set").arg(set);
+        }
+        if let Numbers::Ggml(format) = numbers {
+            command.args(["--isq", format.name()]);
+        }
+        let started = Instant::now();
+        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn();
+        let mut server = Server {
+            child: child.with_context(|| format!("cannot run {}", self.server.display()))?,
+            client: self.client.clone(),
+            address,
+            load_seconds: 0.0,
+        };
+        loop {
+            if let Some(status) = server.child.try_wait()? {
+                bail!("the server ended with {status} before it served");
+            }
+            let health = Command::new(&self.server)
+                .args(["health", "--server", &server.address, "--timeout", "1s"])
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .status()?;
+            if health.success() {
+                server.load_seconds = started.elapsed().as_secs_f64();
+                return Ok(server);
+            }
+            ensure!(
+                started.elapsed() < LOAD_TIMEOUT,
+                "the server does not come to serve"
+            );
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+impl Server {
+    pub(super) fn load(&self, load: &Load) -> anyhow::Result<Answer> {
+        let streams = load.streams.to_string();
+        let output = Command::new(&self.client)
+            .args(["--server", &self.address, "--json", "bench", "--warmup", "0"])
+            .args(["--concurrency", &streams, "--requests", &streams])
+            .args(["--prompt-tokens", &load.prompt_tokens.to_string()])
+            .args(["--max-tokens", &load.max_tokens.to_string()])
+            .stderr(Stdio::inherit())
+            .output()?;
+        ensure!(
+            output.status.success(),
+            "the client's bench ended with {}",
+            output.status
+        );
+        let report: Value =
+            serde_json::from_slice(&output.stdout).context("what bench printed is not JSON")?;
+        let median = |of: &str| report[of]["p50"].as_f64();
+        Ok(Answer {
+            first_token_ms: median("first_token_ms").context("no request came to a first token")?,
+            between_tokens_ms: median("between_tokens_ms").unwrap_or(0.0),
+        })
+    }
+
+    /// The most memory that the server held so far, pages of files that it maps included.
+    pub(super) fn peak_bytes(&self) -> anyhow::Result<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let kib = peak.and_then(|rest| rest.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok());
+        Ok(kib.context("the system does not tell the peak")? << 10)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // It has nothing to finish.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
