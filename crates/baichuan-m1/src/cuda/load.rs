@@ -56,7 +56,7 @@ impl Opened {
         let config = BaichuanConfig::from_dir(dir).map_err(|error| invalid(error.to_string()))?;
         if config.quantization.is_some() {
             return Err(invalid(
-                "quantised weights have no kernels on GPUs here yet".into(),
+                "a checkpoint that is quantised already has no kernels on GPUs here yet".into(),
             ));
         }
         let weights = match request.random_weights {
