@@ -93,7 +93,7 @@ impl Bigram {
     fn answer(&self, entry: &StepEntry<'_>) -> Rows {
         let width = self.spec.vocab_size;
         let rows = || entry.tokens.iter().map(|token| self.row(*token));
-        let last = || rows().last().unwrap_or_default();
+        let last = || rows().next_back().unwrap_or_default();
         let sum = |weight: &dyn Fn(usize) -> f32| {
             let mut sum = vec![0.0; width];
             for (at, row) in (entry.start..).zip(rows()) {
