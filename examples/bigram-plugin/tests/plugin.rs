@@ -1,5 +1,7 @@
 //! The example is served like any other family by naming it once, and the page about plugins quotes what is compiled.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::fs;
 use std::path::Path;
 
