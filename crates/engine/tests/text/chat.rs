@@ -323,3 +323,11 @@ fn a_template_that_is_not_text_is_named() {
         "{error}"
     );
 }
+
+#[test]
+fn a_tag_that_shares_its_percent_sign_is_an_error_and_no_panic() {
+    for source in ["{%}", "{%}{{ x }}", "a {%}%} b"] {
+        let compiled = ChatTemplate::new("test", source, SpecialTokens::default());
+        assert!(compiled.is_err(), "{source}");
+    }
+}
