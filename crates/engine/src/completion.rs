@@ -71,7 +71,7 @@ pub struct Completion {
 pub enum Answer<'a> {
     /// Its logits: one per token of the vocabulary.
     Logits(&'a [f32]),
-    /// Which it is, as [`Completion::sampling`] asked for it; none if there was no telling.
+    /// Which it is, as `Completion::sampling` asked for it; none if there was no telling.
     Chosen(Option<TokenId>),
 }
 

@@ -102,9 +102,10 @@ mod tests {
             input.value.as_str().into_owned(),
             output.value.as_str().into_owned(),
         );
+        let input: Value = serde_json::from_str(&input).unwrap();
         assert_eq!(
             input,
-            r#"[{"parts":[{"content":"I am [REDACTED].","type":"text"}],"role":"user"}]"#
+            json!([{ "role": "user", "parts": [{ "type": "text", "content": "I am [REDACTED]." }] }])
         );
         assert!(output.contains("Call [REDACTED] now") && output.contains(r#""finish_reason":"stop""#));
     }
