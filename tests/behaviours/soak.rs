@@ -43,7 +43,7 @@ fn visitors() -> Vec<Visitor> {
         }
         Visitor {
             request,
-            arrives: Duration::from_millis(random.random_range(0..400)),
+            arrives: Duration::from_millis(random.random_range(0..40)),
             leaves_after: (index % 4 == 3).then(|| random.random_range(0..max_tokens as usize)),
         }
     };
