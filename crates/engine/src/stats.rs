@@ -171,7 +171,7 @@ impl Histogram {
 
     /// Each bucket's upper bound, the last one infinite, and the observations in that bucket alone.
     pub fn buckets(&self) -> impl Iterator<Item = (f64, u64)> {
-        let bounds = self.bounds.iter().copied().chain([f64::MAX]);
+        let bounds = self.bounds.iter().copied().chain([f64::INFINITY]);
         bounds.zip(self.counts)
     }
 
@@ -198,7 +198,7 @@ mod tests {
         }
         let buckets: Vec<_> = histogram.buckets().collect();
         assert_eq!(buckets[..2], [(1.0, 1), (2.0, 2)]);
-        assert_eq!(buckets[N_BOUNDS], (f64::MAX, 1));
+        assert_eq!(buckets[N_BOUNDS], (f64::INFINITY, 1));
         assert_eq!((histogram.count(), histogram.sum()), (4, 1e9 + 4.5));
     }
 }
