@@ -60,6 +60,12 @@ impl ModelPlugin for BaichuanM1Plugin {
     }
 
     fn load(&self, request: &LoadRequest<'_>) -> Result<Arc<dyn Backend>, LoadError> {
+        if !request.adapters.is_empty() {
+            return Err(LoadError::Unsupported {
+                key: "adapters",
+                message: "Baichuan-M1 is loaded without".into(),
+            });
+        }
         // Text first: what is wrong with it is found in moments, weights take minutes.
         let text = text(request.checkpoint)?;
         let place = Place::of(request.placement.device)?;

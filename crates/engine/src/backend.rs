@@ -99,7 +99,7 @@ struct Ends {
 
 impl EventStream {
     /// Ends the stream with [`RequestError::EngineStopped`] when `stuck` becomes true, for the engine cannot.
-    pub(crate) fn unless(mut self, stuck: watch::Receiver<bool>) -> Self {
+    pub fn unless(mut self, stuck: watch::Receiver<bool>) -> Self {
         self.stuck = Some(stuck);
         self
     }

@@ -19,7 +19,7 @@ pub mod ids;
 pub mod isq;
 pub mod kv;
 pub mod model;
-mod pace;
+pub mod pace;
 pub mod placement;
 pub mod plugin;
 mod pooler;
@@ -29,6 +29,7 @@ pub mod registry;
 pub mod request;
 mod sampler;
 mod scheduler;
+pub mod shares;
 pub mod stats;
 mod stop;
 #[cfg(any(test, feature = "testing"))]

@@ -12,15 +12,16 @@ const MARGIN: f64 = 2.0;
 
 /// How fast an engine has been over the last seconds.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Pace {
+pub struct Pace {
     /// Prompt tokens per second.
-    pub(crate) prefill_rate: f64,
+    pub prefill_rate: f64,
     /// Tokens of one sequence per second.
     decode_step_rate: f64,
 }
 
 impl Pace {
-    pub(crate) fn of(stats: &EngineStats) -> Self {
+    /// By what an engine publishes.
+    pub fn of(stats: &EngineStats) -> Self {
         Self {
             prefill_rate: stats.prefill_rate,
             decode_step_rate: stats.decode_step_rate,
@@ -30,7 +31,10 @@ impl Pace {
     /// Refuses what cannot be done by its deadline even if all goes [`MARGIN`] times faster than lately: its own prompt,
     /// the tokens it must have, and what waits before it of its own tenant. What others wait for is left out, as turns
     /// between tenants may fall either way, and so is what its tenant waits for where it is more urgent than usual.
-    pub(crate) fn check_deadline(&self, request: &Request, own: Waiting) -> Result<(), SubmitError> {
+    ///
+    /// # Errors
+    /// [`SubmitError::DeadlineUnreachable`], with what it needs and what is left.
+    pub fn check_deadline(&self, request: &Request, own: Waiting) -> Result<(), SubmitError> {
         let Some(deadline) = request.deadline() else {
             return Ok(());
         };

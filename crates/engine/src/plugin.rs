@@ -143,6 +143,8 @@ pub struct LoadRequest<'a> {
     /// What to quantise weights to as they are loaded; absent: nothing. Types that a plugin or device has no kernels for
     /// are an error.
     pub isq: Option<IsqType>,
+    /// Folders of adapters that are added to the weights as they are loaded, in order.
+    pub adapters: &'a [PathBuf],
     /// Compute threads; absent: one per physical core.
     pub threads: Option<usize>,
     /// Which devices.

@@ -3,7 +3,7 @@
 //! Pure bookkeeping: lengths, ranks and cache memory; no tokens, no tensors, no channels, no clock.
 //! [`crate::core`] carries out the plan.
 //!
-//! Decodes go first. What is left of a step goes to the tenant that has had least for its weight ([`shares`]), token by
+//! Decodes go first. What is left of a step goes to the tenant that has had least for its weight ([`crate::shares`]), token by
 //! token; inside a tenant prompts under way go before new ones, each in order of rank: priority, then age. When memory
 //! runs out, the lowest rank of the tenant that has had most is preempted: it gives everything back and is computed
 //! again from its tokens. As who comes first is never preempted and any one sequence fits the pools, something always
@@ -14,12 +14,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::ids::{SeqId, TenantId};
 use crate::kv::{CacheAccounts, CachePlan, ForkCopy, SequenceCache};
+use crate::shares::Shares;
 
-mod shares;
 #[cfg(test)]
 mod tests;
-
-use shares::Shares;
 
 /// Who goes first inside a tenant: the lower priority number, then the older. Tenants stand in no order here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use async_trait::async_trait;
+use baichuan_engine::pace::Pace;
 use baichuan_engine::queue::Queue;
 use baichuan_engine::request::{EmbedRequest, GenerateRequest, Request};
 use baichuan_engine::stats::EngineStats;
@@ -25,6 +26,8 @@ pub(crate) struct MistralRsBackend {
     pub(crate) queue: Queue,
     pub(crate) draining: Arc<AtomicBool>,
     pub(crate) event_buffer: usize,
+    /// Whether the engine does not come back from its model.
+    pub(crate) stuck: watch::Receiver<bool>,
     pub(crate) thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -75,17 +78,26 @@ impl Backend for MistralRsBackend {
         if self.draining.load(Ordering::Relaxed) {
             return Err(SubmitError::Draining);
         }
+        if *self.stuck.borrow() {
+            return Err(SubmitError::Dead);
+        }
         match &request {
             Request::Generate(request) => self.check_generate(request)?,
             Request::Embed(request) => self.check_embed(request)?,
         }
-        let prefill_rate = self.stats.borrow().prefill_rate;
+        let pace = Pace::of(&self.stats.borrow());
+        pace.check_deadline(&request, self.queue.waiting_of(request.account().tenant))?;
         let place = self
             .queue
-            .enter(request.account(), request.tokens().len(), prefill_rate)?;
+            .enter(request.account(), request.tokens().len(), pace.prefill_rate)?;
         let (sink, stream) = EventSink::channel(self.event_buffer);
-        self.send(Command::Submit(Box::new(Job { request, sink, place })))?;
-        Ok(stream)
+        self.send(Command::Submit(Box::new(Job {
+            request,
+            sink,
+            place,
+            span: tracing::Span::current(),
+        })))?;
+        Ok(stream.unless(self.stuck.clone()))
     }
 
     fn stats(&self) -> watch::Receiver<EngineStats> {
@@ -95,8 +107,14 @@ impl Backend for MistralRsBackend {
     async fn drain(&self) {
         self.draining.store(true, Ordering::Relaxed);
         let (tx, rx) = oneshot::channel();
-        if self.send(Command::Drain(tx)).is_ok() {
-            let _ = rx.await; // an engine that died has nothing left to do either
+        if self.send(Command::Drain(tx)).is_err() {
+            return;
+        }
+        let mut stuck = self.stuck.clone();
+        // An engine that died or is stuck has nothing left to do either.
+        tokio::select! {
+            _ = rx => {}
+            Ok(_) = stuck.wait_for(|stuck| *stuck) => {}
         }
     }
 }
@@ -105,7 +123,8 @@ impl Drop for MistralRsBackend {
     fn drop(&mut self) {
         self.inbox = None;
         let thread = self.thread.get_mut().ok().and_then(Option::take);
-        if let Some(thread) = thread {
+        // One that is stuck cannot be joined: it ends with the process.
+        if let Some(thread) = thread.filter(|_| !*self.stuck.borrow()) {
             let _ = thread.join(); // its panics are caught and logged inside
         }
     }

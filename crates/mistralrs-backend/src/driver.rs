@@ -1,24 +1,26 @@
 //! The thread that owns a running mistralrs-core engine: lets requests in, one at a time on CPUs, and publishes load.
 //!
 //! mistralrs-core's batched decode on CPUs gives every row the last row's attention, so there its batch is never more
-//! than one sequence: the rest waits here, lowest priority number and oldest first.
+//! than one sequence: the rest waits in [`Waiting`].
 
-use std::collections::BTreeMap;
+use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use baichuan_engine::EventSink;
 use baichuan_engine::queue::{Place, Queue};
-use baichuan_engine::rate::RateMeter;
 use baichuan_engine::request::Request;
-use baichuan_engine::stats::{EngineStats, Totals};
+use baichuan_engine::stats::{EngineHealth, EngineStats, TenantLoad};
+use baichuan_engine::{EventSink, TenantId};
 use mistralrs_core::MistralRs;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::{oneshot, watch};
-use tokio::task::JoinSet;
+use tokio::task::{Id, JoinSet};
+use tracing::Instrument;
 
 use crate::generate::{Context, embed, generate};
+use crate::hang::Hang;
+use crate::waiting::Waiting;
 
 /// While something goes on: how often load is published and clients that left the queue are noticed.
 const TICK: Duration = Duration::from_millis(20);
@@ -38,57 +40,8 @@ pub(crate) struct Job {
     pub(crate) request: Request,
     pub(crate) sink: EventSink,
     pub(crate) place: Place,
-}
-
-/// Counters and rates, written where tokens come to be.
-#[derive(Default)]
-pub(crate) struct Meter(Mutex<Measured>);
-
-#[derive(Clone, Copy, Default)]
-struct Measured {
-    totals: Totals,
-    decode: RateMeter,
-    prefill: RateMeter,
-}
-
-impl Meter {
-    fn measured(&self) -> MutexGuard<'_, Measured> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(crate) fn admitted(&self, prompt_tokens: usize) {
-        let mut measured = self.measured();
-        measured.totals.prompt_tokens += prompt_tokens as u64;
-    }
-
-    pub(crate) fn prefilled(&self, tokens: usize, elapsed: Duration) {
-        let mut measured = self.measured();
-        measured.totals.steps += 1;
-        measured.totals.generated_tokens += 1;
-        measured.prefill.record(tokens, elapsed);
-    }
-
-    pub(crate) fn embedded(&self, tokens: usize, elapsed: Duration) {
-        let mut measured = self.measured();
-        measured.totals.steps += 1;
-        measured.prefill.record(tokens, elapsed);
-    }
-
-    pub(crate) fn decoded(&self, elapsed: Duration) {
-        let mut measured = self.measured();
-        measured.totals.steps += 1;
-        measured.totals.generated_tokens += 1;
-        measured.decode.record(1, elapsed);
-    }
-
-    /// Forgets everything, after warm-up.
-    pub(crate) fn reset(&self) {
-        *self.measured() = Measured::default();
-    }
-
-    pub(crate) fn cancelled(&self) {
-        self.measured().totals.cancelled += 1;
-    }
+    /// In which the request was submitted: what is logged of it belongs there.
+    pub(crate) span: tracing::Span,
 }
 
 /// An engine and all that is kept of its requests.
@@ -102,52 +55,103 @@ pub(crate) struct Driver {
     pub(crate) max_running: usize,
 }
 
+/// Whose each running request is; a request's task yields the tokens that it had beside its prompt.
+#[derive(Default)]
+struct Running {
+    tasks: JoinSet<usize>,
+    tenants: HashMap<Id, TenantId>,
+}
+
+impl Running {
+    fn start(&mut self, context: Arc<Context>, job: Job) {
+        let (tenant, span) = (job.request.account().tenant, job.span.clone());
+        let task = self.tasks.spawn(run_one(context, job).instrument(span));
+        self.tenants.insert(task.id(), tenant);
+    }
+
+    /// The next to end: whose it was, and its tokens. Never, while none runs.
+    async fn next(&mut self) -> (TenantId, usize) {
+        let (id, tokens) = match self.tasks.join_next_with_id().await {
+            Some(Ok(ended)) => ended,
+            Some(Err(error)) => {
+                tracing::error!("a request's task panicked");
+                (error.id(), 0)
+            }
+            None => std::future::pending().await,
+        };
+        (self.tenants.remove(&id).unwrap_or_default(), tokens)
+    }
+}
+
 impl Driver {
     /// Load and counters, now.
-    pub(crate) fn stats(&self, running: usize) -> EngineStats {
-        let measured = *self.context.meter.measured();
+    pub(crate) fn stats(&self, running: impl Iterator<Item = TenantId>) -> EngineStats {
+        let load = |tenant| TenantLoad {
+            tenant,
+            running: 0,
+            waiting: 0,
+            waiting_tokens: 0,
+        };
+        let mut tenants: HashMap<TenantId, TenantLoad> = HashMap::new();
+        for (tenant, waits) in self.queue.tenants() {
+            let own = tenants.entry(tenant).or_insert_with(|| load(tenant));
+            (own.waiting, own.waiting_tokens) = (waits.requests, waits.tokens);
+        }
+        let mut n_running = 0;
+        for tenant in running {
+            n_running += 1;
+            tenants.entry(tenant).or_insert_with(|| load(tenant)).running += 1;
+        }
+        let waiting = self.queue.waiting();
+        let mut tenants: Vec<_> = tenants.into_values().collect();
+        tenants.sort_unstable_by_key(|load| load.tenant);
         EngineStats {
-            running,
-            waiting: self.queue.requests(),
-            waiting_tokens: self.queue.tokens(),
-            slots_used: running,
+            running: n_running,
+            waiting: waiting.requests,
+            waiting_tokens: waiting.tokens,
+            slots_used: n_running,
             slots_total: self.max_running,
-            totals: measured.totals,
-            decode_rate: measured.decode.per_second(),
-            prefill_rate: measured.prefill.per_second(),
+            tenants,
             draining: self.draining.load(Ordering::Relaxed),
-            ..EngineStats::default()
+            ..self.context.meter.stats(n_running)
         }
     }
 
     /// Runs until the inbox's sender or mistralrs-core's engine is gone; what then still runs ends with it.
     pub(crate) async fn run(
         self,
+        mut hang: Hang,
         stats: watch::Sender<EngineStats>,
         // The last to come is the first to go: who sees the statistics end can submit no more.
         mut inbox: UnboundedReceiver<Command>,
     ) {
-        let mut waiting: BTreeMap<(i32, u64), Job> = BTreeMap::new();
-        let mut arrivals = 0;
+        let meter = &self.context.meter;
+        let mut waiting = Waiting::default();
+        let mut running = Running::default();
         let mut drained: Vec<oneshot::Sender<()>> = Vec::new();
-        let mut running: JoinSet<()> = JoinSet::new();
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
-            waiting.retain(|_, job| {
-                let gone = job.sink.is_closed();
-                if gone {
-                    self.context.meter.cancelled();
-                }
-                !gone
-            });
-            while running.len() < self.max_running
-                && let Some((_, job)) = waiting.pop_first()
-            {
-                running.spawn(run_one(self.context.clone(), job));
+            if hang.look(meter.passes(), !running.tasks.is_empty(), Instant::now()) {
+                drop(waiting.take_all());
             }
-            stats.send_replace(self.stats(running.len()));
-            let is_idle = running.is_empty() && waiting.is_empty();
+            for job in waiting.take_gone() {
+                meter.cancelled(job.sink.dropped_at());
+            }
+            while running.tasks.len() < self.max_running
+                && !hang.is_stuck()
+                && let Some(job) = waiting.next()
+            {
+                running.start(self.context.clone(), job);
+            }
+            stats.send_replace(EngineStats {
+                health: match hang.is_stuck() {
+                    true => EngineHealth::Stuck,
+                    false => EngineHealth::Running,
+                },
+                ..self.stats(running.tenants.values().copied())
+            });
+            let is_idle = running.tasks.is_empty() && waiting.is_empty();
             if is_idle {
                 for waiter in drained.drain(..) {
                     let _ = waiter.send(()); // whoever gave up waiting needs no answer
@@ -156,32 +160,23 @@ impl Driver {
             tokio::select! {
                 command = inbox.recv() => match command {
                     Some(Command::Submit(job)) => {
-                        self.context.meter.measured().totals.requests += 1;
-                        let priority = match &job.request {
-                            Request::Generate(request) => request.priority,
-                            Request::Embed(request) => request.priority,
-                        };
-                        waiting.insert((priority, arrivals), *job);
-                        arrivals += 1;
+                        meter.taken();
+                        waiting.push(*job);
                     }
                     Some(Command::Drain(waiter)) => drained.push(waiter),
                     None => break,
                 },
-                Some(ended) = running.join_next(), if !running.is_empty() => {
-                    if ended.is_err() {
-                        tracing::error!("a request's task panicked");
-                    }
-                }
+                (tenant, tokens) = running.next() => waiting.ended(tenant, tokens),
                 () = self.context.engine.closed() => {
                     tracing::error!("mistral.rs's engine has ended; its requests end, and no more are taken");
                     // Each sees it too, and drops its sink.
-                    while running.join_next().await.is_some() {}
+                    while running.tasks.join_next().await.is_some() {}
                     return;
                 }
-                _ = tick.tick(), if !is_idle => {}
+                _ = tick.tick(), if !is_idle || hang.is_stuck() => {}
             }
         }
-        running.shutdown().await;
+        running.tasks.shutdown().await;
         let ended = self.context.engine.clone();
         drop(self.engine);
         if tokio::time::timeout(END_GRACE, ended.closed()).await.is_err() {
@@ -190,11 +185,19 @@ impl Driver {
     }
 }
 
-async fn run_one(context: Arc<Context>, job: Job) {
-    let Job { request, sink, place } = job;
+async fn run_one(context: Arc<Context>, job: Job) -> usize {
+    let Job {
+        request,
+        sink,
+        place,
+        span: _,
+    } = job;
     drop(place);
     match request {
         Request::Generate(request) => generate(&context, *request, sink).await,
-        Request::Embed(request) => embed(&context, request, sink).await,
+        Request::Embed(request) => {
+            embed(&context, request, sink).await;
+            0
+        }
     }
 }

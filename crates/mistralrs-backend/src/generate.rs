@@ -5,13 +5,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use baichuan_engine::completion::{Completion, Vocabulary};
-use baichuan_engine::event::{Embedded, Event, PromptInfo, Timings};
+use baichuan_engine::event::{Embedded, Event, Prefilled, PromptInfo, Timings};
 use baichuan_engine::request::{EmbedRequest, GenerateRequest};
 use baichuan_engine::{EventSink, RequestError, TokenId};
 use mistralrs_core::{Constraint, NormalRequest, Request, RequestMessage, Response, SamplingParams};
 use tokio::sync::mpsc::{Sender, channel};
 
-use crate::driver::Meter;
+use crate::meter::Meter;
 use crate::steer::{End, Start, Steer};
 
 /// Responses that may wait. They are taken at every token, so only a burst at the end ever needs room.
@@ -28,8 +28,8 @@ pub(crate) struct Context {
     pub(crate) mean_is_sum: bool,
 }
 
-/// Generates all completions of a request, one after another.
-pub(crate) async fn generate(context: &Context, request: GenerateRequest, sink: EventSink) {
+/// Generates all completions of a request, one after another. Returns their tokens.
+pub(crate) async fn generate(context: &Context, request: GenerateRequest, sink: EventSink) -> usize {
     let admitted = Instant::now();
     let prompt_tokens = request.prompt.len();
     context.meter.admitted(prompt_tokens);
@@ -40,23 +40,33 @@ pub(crate) async fn generate(context: &Context, request: GenerateRequest, sink: 
         prompt_logprobs: Vec::new(),
     };
     if sink.send(Event::Prompt(prompt)).is_err() {
-        return context.meter.cancelled();
+        context.meter.cancelled(sink.dropped_at());
+        return 0;
     }
     let request = Arc::new(request);
     let mut sink = sink;
+    let mut tokens = 0;
     for index in 0..request.sampling.n() {
-        match complete(context, &request, index, admitted, sink).await {
+        let (end, rest, n_tokens) = complete(context, &request, index, admitted, sink).await;
+        tokens += n_tokens;
+        match (end, rest) {
             (Some(End::Finished), Some(next)) => sink = next,
-            (Some(End::Gone), _) => return context.meter.cancelled(),
+            (Some(End::Gone), rest) => {
+                context.meter.cancelled(rest.and_then(|sink| sink.dropped_at()));
+                return tokens;
+            }
             (Some(End::Failed(error)), Some(sink)) => {
                 tracing::warn!(id = %request.id, %error, "a request failed");
-                return sink.fail(error);
+                context.meter.failed();
+                sink.fail(error);
+                return tokens;
             }
             // The sink was dropped: the stream ends with the engine's end.
-            (None | Some(_), _) => return,
+            (None | Some(_), _) => return tokens,
         }
     }
     sink.finish();
+    tokens
 }
 
 async fn complete(
@@ -65,21 +75,22 @@ async fn complete(
     index: u32,
     admitted: Instant,
     sink: EventSink,
-) -> (Option<End>, Option<EventSink>) {
+) -> (Option<End>, Option<EventSink>, usize) {
     let (sender, responses) = channel(RESPONSES);
     let completion = Completion::new(request.clone(), index, &context.vocabulary);
     let watch = sink.watch();
     let steer = Arc::new(Steer::new(
-        context.vocabulary.clone(),
-        context.meter.clone(),
-        context.filler,
+        context,
         Start {
             completion,
             sink,
             responses,
             prompt_tokens: request.prompt.len(),
+            is_first: index == 0,
             admitted,
         },
+        #[cfg(test)]
+        request.id.to_string(),
     ));
     let wish = NormalRequest {
         // Greedy: of the row that is left to it there is one token to take.
@@ -97,7 +108,7 @@ async fn complete(
         .await
         .is_err()
     {
-        return (None, None);
+        return (None, None, 0);
     }
     let mut gone = std::pin::pin!(watch.closed());
     let mut listening = true;
@@ -157,10 +168,22 @@ pub(crate) async fn embed(context: &Context, request: EmbedRequest, sink: EventS
         Some(other) => Err(failure(other).unwrap_or_else(|| "mistral.rs answered otherwise".into())),
     };
     let now = Instant::now();
+    context.meter.passed();
     match answer {
-        Err(message) => sink.fail(RequestError::StepFailed(message)),
+        Err(message) => {
+            tracing::warn!(id = %request.id, message, "a request failed");
+            context.meter.failed();
+            sink.fail(RequestError::StepFailed(message));
+        }
         Ok(mut values) => {
             context.meter.embedded(tokens, now - admitted);
+            sink.offer(Event::Prefilled(Prefilled {
+                began: admitted,
+                ended: now,
+                start: 0,
+                tokens,
+                is_last: true,
+            }));
             if context.mean_is_sum {
                 values.iter_mut().for_each(|value| *value /= tokens as f32);
             }
@@ -176,7 +199,7 @@ pub(crate) async fn embed(context: &Context, request: EmbedRequest, sink: EventS
             };
             match sink.send(Event::Embedded(embedded)) {
                 Ok(()) => sink.finish(),
-                Err(_) => context.meter.cancelled(),
+                Err(_) => context.meter.cancelled(sink.dropped_at()),
             }
         }
     }

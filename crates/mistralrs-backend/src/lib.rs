@@ -9,13 +9,18 @@
 //! the thread that owns it and lets requests in; `steer`, the seam at which tokens are chosen. This crate is the only
 //! one that names mistralrs-core's types, and it never knows a wire format or another plugin.
 
+mod adapters;
 mod backend;
 mod driver;
 mod folder;
 mod generate;
+mod hang;
 mod load;
+mod meter;
 mod plugin;
+mod quantize;
 mod steer;
+mod waiting;
 
 #[cfg(test)]
 mod tests;

@@ -1,17 +1,19 @@
 //! A laid-out folder becomes an engine of mistralrs-core that runs.
 
 use std::num::NonZeroUsize;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use baichuan_engine::config::{CacheBudget, CacheConfig};
 use baichuan_engine::{DeviceChoice, DeviceMap, Dtype, IsqType, LoadError, LoadRequest};
-use candle_core::Device;
+use candle_core::{DType, Device};
 use mistralrs_core::{
     AutoDeviceMapParams, DefaultSchedulerMethod, DeviceLayerMapMetadata, DeviceMapMetadata, DeviceMapSetting,
     LoaderBuilder, MemoryGpuConfig, MistralRs, MistralRsBuilder, ModelDType, ModelSelected,
     PagedAttentionConfig, PagedCacheType, SchedulerConfig, TokenSource, parse_isq_value,
 };
 
+use crate::adapters::Adapter;
 use crate::folder::{Folder, Kind, Weights};
 
 /// Everything that decides how a folder is loaded, checked before anything is read.
@@ -82,6 +84,33 @@ impl Plan {
     }
 }
 
+impl Plan {
+    /// Reads what is added to the weights of a laid-out checkpoint.
+    ///
+    /// # Errors
+    /// That nothing can be, or what is wrong with an adapter.
+    pub(crate) fn adapters(
+        &self,
+        request: &LoadRequest<'_>,
+        folder: &Folder,
+    ) -> Result<Vec<Adapter>, LoadError> {
+        if request.adapters.is_empty() {
+            return Ok(Vec::new());
+        }
+        if folder.kind != Kind::Text || folder.weights != Weights::Safetensors {
+            let message = "are added to models that generate, from safetensors";
+            return Err(unsupported("adapters", message));
+        }
+        if !self.device.is_cpu() && (self.isq.is_some() || self.map != DeviceMap::Single) {
+            let message = "on GPUs they are added to weights that are all on one device and not quantised";
+            return Err(unsupported("adapters", message));
+        }
+        let architecture = request.checkpoint.architecture();
+        let read = |dir: &PathBuf| Adapter::read(dir, architecture, &folder.shapes);
+        request.adapters.iter().map(read).collect()
+    }
+}
+
 /// A running engine and what it says of the model.
 pub(crate) struct Loaded {
     pub(crate) engine: Arc<MistralRs>,
@@ -93,11 +122,13 @@ pub(crate) struct Loaded {
 ///
 /// # Errors
 /// What mistralrs-core says.
-pub(crate) async fn load(folder: &Folder, plan: &Plan) -> Result<Loaded, LoadError> {
-    let failed = |error: &dyn std::fmt::Display| LoadError::Compute(format!("mistral.rs: {error:#}"));
+pub(crate) async fn load(folder: &Folder, plan: &Plan, adapters: Vec<Adapter>) -> Result<Loaded, LoadError> {
     let loader = LoaderBuilder::new(selected(folder, plan))
         .build()
-        .map_err(|e| failed(&e))?;
+        .map_err(failed)?;
+    for adapter in adapters {
+        adapter.push(candle_dtype(plan.dtype), &plan.device);
+    }
     let pipeline = loader
         .load_model_from_hf(
             None,
@@ -109,7 +140,7 @@ pub(crate) async fn load(folder: &Folder, plan: &Plan) -> Result<Loaded, LoadErr
             plan.isq,
             plan.paged,
         )
-        .map_err(|e| failed(&e))?;
+        .map_err(failed)?;
     let (max_context, cache) = {
         let pipeline = pipeline.lock().await;
         let metadata = pipeline.get_metadata();
@@ -134,6 +165,52 @@ pub(crate) async fn load(folder: &Folder, plan: &Plan) -> Result<Loaded, LoadErr
     Ok(Loaded { engine, max_context })
 }
 
+/// Quantises the weights of a laid-out checkpoint on the host and has mistralrs-core write them to `file`.
+///
+/// # Errors
+/// What mistralrs-core says, also if it panics.
+pub(crate) fn write_uqff(
+    folder: &Folder,
+    isq: mistralrs_core::IsqType,
+    file: PathBuf,
+) -> Result<(), LoadError> {
+    let model = plain(folder, Dtype::F32, (1, 1), None, Some(file));
+    let write = move || {
+        let loader = LoaderBuilder::new(model).build().map_err(failed)?;
+        let written = loader.load_model_from_hf(
+            None,
+            TokenSource::None,
+            &ModelDType::F32,
+            &Device::Cpu,
+            true,
+            DeviceMapSetting::dummy(),
+            Some(isq),
+            None,
+        );
+        written.map(drop).map_err(failed)
+    };
+    // A thread of its own, as for loading.
+    let written = std::thread::scope(|scope| scope.spawn(write).join());
+    match written {
+        Ok(outcome) => outcome,
+        Err(_) => Err(LoadError::Compute(
+            "mistral.rs panicked while it quantised the model".into(),
+        )),
+    }
+}
+
+fn failed(error: impl std::fmt::Display) -> LoadError {
+    LoadError::Compute(format!("mistral.rs: {error:#}"))
+}
+
+fn candle_dtype(dtype: Dtype) -> DType {
+    match dtype {
+        Dtype::F32 => DType::F32,
+        Dtype::F16 => DType::F16,
+        Dtype::Bf16 => DType::BF16,
+    }
+}
+
 fn selected(folder: &Folder, plan: &Plan) -> ModelSelected {
     let path = folder.path().display().to_string();
     let max_batch_size = plan.max_running;
@@ -152,23 +229,7 @@ fn selected(folder: &Folder, plan: &Plan) -> ModelSelected {
             max_seq_len,
             max_batch_size,
         },
-        (Kind::Text, _) => ModelSelected::Plain {
-            model_id: path,
-            tokenizer_json: None,
-            arch: None,
-            dtype: dtype(plan.dtype),
-            topology: None,
-            organization: None,
-            write_uqff: None,
-            from_uqff,
-            imatrix: None,
-            calibration_file: None,
-            max_seq_len,
-            max_batch_size,
-            hf_cache_path: None,
-            matformer_config_path: None,
-            matformer_slice_name: None,
-        },
+        (Kind::Text, _) => plain(folder, plan.dtype, (max_seq_len, max_batch_size), from_uqff, None),
         (Kind::Embedding, _) => ModelSelected::Embedding {
             model_id: path,
             tokenizer_json: None,
@@ -179,6 +240,33 @@ fn selected(folder: &Folder, plan: &Plan) -> ModelSelected {
             from_uqff,
             hf_cache_path: None,
         },
+    }
+}
+
+/// A model that generates, from safetensors or UQFF; `sizes` are the longest sequence and the largest batch.
+fn plain(
+    folder: &Folder,
+    weights: Dtype,
+    sizes: (usize, usize),
+    from_uqff: Option<String>,
+    write_uqff: Option<PathBuf>,
+) -> ModelSelected {
+    ModelSelected::Plain {
+        model_id: folder.path().display().to_string(),
+        tokenizer_json: None,
+        arch: None,
+        dtype: dtype(weights),
+        topology: None,
+        organization: None,
+        write_uqff,
+        from_uqff,
+        imatrix: None,
+        calibration_file: None,
+        max_seq_len: sizes.0,
+        max_batch_size: sizes.1,
+        hf_cache_path: None,
+        matformer_config_path: None,
+        matformer_slice_name: None,
     }
 }
 
@@ -225,7 +313,11 @@ fn device(choice: DeviceChoice) -> Result<(Device, String), LoadError> {
     }
 }
 
-fn isq_type(isq: IsqType, device: &Device) -> Result<mistralrs_core::IsqType, LoadError> {
+/// A type of quantisation in mistralrs-core's terms.
+///
+/// # Errors
+/// That the device has none such.
+pub(crate) fn isq_type(isq: IsqType, device: &Device) -> Result<mistralrs_core::IsqType, LoadError> {
     parse_isq_value(isq.name(), Some(device)).map_err(|message| unsupported("isq", message))
 }
 

@@ -13,18 +13,22 @@ use baichuan_engine::request::{
 use baichuan_engine::stats::EngineStats;
 use baichuan_engine::text::{CheckpointText, Tokenizer};
 use baichuan_engine::{
-    Backend, BackendInfo, Checkpoint, Grammars, LoadError, LoadProgress, LoadRequest, ModelPlugin, RequestId,
-    StepError, TokenId,
+    Backend, BackendInfo, Checkpoint, Grammars, LoadError, LoadProgress, LoadRequest, ModelPlugin,
+    QuantizeRequest, RequestId, StepError, TokenId,
 };
 use serde_json::Value;
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::sync::watch;
 
+use crate::adapters::Adapter;
 use crate::backend::MistralRsBackend;
-use crate::driver::{Command, Driver, Meter};
+use crate::driver::{Command, Driver};
 use crate::folder::{Folder, Kind, kind};
 use crate::generate::Context;
+use crate::hang::Hang;
 use crate::load::{Plan, load};
+use crate::meter::Meter;
+use crate::quantize::quantize;
 
 /// The plugin, for a server's registry.
 pub fn plugin() -> impl ModelPlugin {
@@ -45,6 +49,10 @@ impl ModelPlugin for MistralRsPlugin {
     fn load(&self, request: &LoadRequest<'_>) -> Result<Arc<dyn Backend>, LoadError> {
         Ok(Arc::new(start(self.name(), request)?))
     }
+
+    fn quantize(&self, request: &QuantizeRequest<'_>) -> Result<(), LoadError> {
+        quantize(request)
+    }
 }
 
 /// Loads a checkpoint and starts the thread that owns its engine.
@@ -52,7 +60,8 @@ pub(crate) fn start(plugin: &'static str, request: &LoadRequest<'_>) -> Result<M
     request.engine.validate()?;
     let plan = Plan::of(request)?;
     let text = CheckpointText::from_dir(request.checkpoint.dir(), None)?;
-    let folder = Folder::lay_out(request.checkpoint)?;
+    let folder = Folder::lay_out(request.checkpoint, request.isq.is_some())?;
+    let adapters = plan.adapters(request, &folder)?;
     let kind = folder.kind;
     let stage = |done| LoadProgress {
         stage: "weights",
@@ -60,18 +69,21 @@ pub(crate) fn start(plugin: &'static str, request: &LoadRequest<'_>) -> Result<M
         total: 1,
     };
     (request.progress)(stage(0));
-    let mut info = info(plugin, request, text, &folder, &plan);
+    let mut info = info(plugin, request, text, &folder, (&plan, &adapters));
     let queue = Queue::new(request.engine.max_waiting, request.engine.max_waiting_tokens);
     let draining = Arc::new(AtomicBool::new(false));
     let (stats_sender, stats) = watch::channel(EngineStats::default());
+    let (stuck_sender, stuck) = watch::channel(false);
     let (inbox, commands) = unbounded_channel();
     let (ready, loaded) = mpsc::channel();
     let thread = Thread {
         folder,
         plan,
+        adapters,
         queue: queue.clone(),
         draining: draining.clone(),
         stats: stats_sender,
+        hang: Hang::new(request.engine.step_timeout, stuck_sender),
         commands,
         ready,
         tokenizer: info.tokenizer.clone(),
@@ -99,6 +111,7 @@ pub(crate) fn start(plugin: &'static str, request: &LoadRequest<'_>) -> Result<M
         queue,
         draining,
         event_buffer: request.engine.event_buffer,
+        stuck,
         thread: Mutex::new(Some(thread)),
     })
 }
@@ -107,9 +120,11 @@ pub(crate) fn start(plugin: &'static str, request: &LoadRequest<'_>) -> Result<M
 struct Thread {
     folder: Folder,
     plan: Plan,
+    adapters: Vec<Adapter>,
     queue: Queue,
     draining: Arc<AtomicBool>,
     stats: watch::Sender<EngineStats>,
+    hang: Hang,
     commands: UnboundedReceiver<Command>,
     ready: mpsc::Sender<Result<usize, LoadError>>,
     tokenizer: Tokenizer,
@@ -136,9 +151,11 @@ impl Thread {
             let Self {
                 folder,
                 plan,
+                adapters,
                 queue,
                 draining,
                 stats,
+                hang,
                 commands,
                 ready,
                 tokenizer,
@@ -146,7 +163,7 @@ impl Thread {
                 max_context,
             } = self;
             let started = async {
-                let loaded = load(&folder, &plan).await?;
+                let loaded = load(&folder, &plan, adapters).await?;
                 let max_context = loaded.max_context.min(max_context.unwrap_or(usize::MAX));
                 let engine = loaded
                     .engine
@@ -177,9 +194,9 @@ impl Thread {
             match started.await {
                 Ok((driver, max_context)) => {
                     drop(folder);
-                    stats.send_replace(driver.stats(0));
+                    stats.send_replace(driver.stats(std::iter::empty()));
                     if ready.send(Ok(max_context)).is_ok() {
-                        driver.run(stats, commands).await;
+                        driver.run(hang, stats, commands).await;
                     }
                 }
                 Err(error) => {
@@ -269,7 +286,7 @@ fn info(
     request: &LoadRequest<'_>,
     text: CheckpointText,
     folder: &Folder,
-    plan: &Plan,
+    (plan, adapters): (&Plan, &[Adapter]),
 ) -> BackendInfo {
     let CheckpointText {
         tokenizer,
@@ -294,12 +311,16 @@ fn info(
     } else {
         quantization
     };
-    let digest = &folder.digest.to_hex()[..12];
+    let mut digest = folder.digest;
+    for adapter in adapters {
+        digest = blake3::hash(&[digest.as_bytes().as_slice(), adapter.digest().as_bytes()].concat());
+    }
+    let digest = &digest.to_hex()[..12];
     BackendInfo {
         name: request.name.to_owned(),
         plugin,
         architecture: request.checkpoint.architecture().to_owned(),
-        parameters: folder.parameters,
+        parameters: folder.parameters(),
         dtype: dtype.to_owned(),
         quantization: quantization.to_owned(),
         device: plan.device_name.clone(),

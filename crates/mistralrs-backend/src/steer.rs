@@ -10,13 +10,14 @@ use std::task::{Context, Poll};
 use std::time::Instant;
 
 use baichuan_engine::completion::{Answer, Completion, Vocabulary};
-use baichuan_engine::event::Event;
+use baichuan_engine::event::{Event, Prefilled};
 use baichuan_engine::{EventSink, RequestError, TokenId};
 use candle_core::{Device, Result, Tensor};
 use mistralrs_core::{CustomLogitsProcessor, Response};
 use tokio::sync::mpsc::Receiver;
 
-use crate::driver::Meter;
+use crate::generate::Context as Shared;
+use crate::meter::Meter;
 
 /// One completion under way.
 pub(crate) struct Steer {
@@ -26,6 +27,8 @@ pub(crate) struct Steer {
     /// closed channel only where it has text to send.
     filler: TokenId,
     state: Mutex<State>,
+    #[cfg(test)]
+    name: String,
 }
 
 struct State {
@@ -33,6 +36,7 @@ struct State {
     sink: Option<EventSink>,
     responses: Receiver<Response>,
     prompt_tokens: usize,
+    is_first: bool,
     admitted: Instant,
     last: Instant,
     /// None while it goes on.
@@ -57,21 +61,26 @@ pub(crate) struct Start {
     pub(crate) sink: EventSink,
     pub(crate) responses: Receiver<Response>,
     pub(crate) prompt_tokens: usize,
+    /// Of the request's completions: its prompt has not been computed for another yet.
+    pub(crate) is_first: bool,
     /// When the request was.
     pub(crate) admitted: Instant,
 }
 
 impl Steer {
-    pub(crate) fn new(vocabulary: Arc<Vocabulary>, meter: Arc<Meter>, filler: TokenId, start: Start) -> Self {
+    pub(crate) fn new(shared: &Shared, start: Start, #[cfg(test)] name: String) -> Self {
         Self {
-            vocabulary,
-            meter,
-            filler,
+            vocabulary: shared.vocabulary.clone(),
+            meter: shared.meter.clone(),
+            filler: shared.filler,
+            #[cfg(test)]
+            name,
             state: Mutex::new(State {
                 completion: start.completion,
                 sink: Some(start.sink),
                 responses: start.responses,
                 prompt_tokens: start.prompt_tokens,
+                is_first: start.is_first,
                 admitted: start.admitted,
                 last: Instant::now(),
                 end: None,
@@ -90,10 +99,11 @@ impl Steer {
         self.state().stop(end);
     }
 
-    /// The end, and the sink for who goes on with it; no end: mistralrs-core's engine has gone.
-    pub(crate) fn take_end(&self) -> (Option<End>, Option<EventSink>) {
+    /// The end, the sink for who goes on with it, and how many tokens there were; no end: mistralrs-core's engine has
+    /// gone.
+    pub(crate) fn take_end(&self) -> (Option<End>, Option<EventSink>, usize) {
         let mut state = self.state();
-        (state.end.take(), state.sink.take())
+        (state.end.take(), state.sink.take(), state.n_tokens)
     }
 
     /// A panic in between leaves a state that is only looked at for its end.
@@ -122,7 +132,10 @@ impl Steer {
         };
         let elapsed = now - state.last;
         match state.n_tokens {
-            0 => self.meter.prefilled(state.prompt_tokens, elapsed),
+            0 => {
+                self.meter.prefilled(state.prompt_tokens, elapsed);
+                state.tell_prefilled(now);
+            }
             _ => self.meter.decoded(elapsed),
         }
         state.n_tokens += 1;
@@ -153,10 +166,26 @@ impl State {
         self.end.get_or_insert(end);
         self.responses.close();
     }
+
+    /// Tells the client that its prompt is computed, which mistralrs-core does in one step.
+    fn tell_prefilled(&self, now: Instant) {
+        if let (true, Some(sink)) = (self.is_first, &self.sink) {
+            sink.offer(Event::Prefilled(Prefilled {
+                began: self.admitted,
+                ended: now,
+                start: 0,
+                tokens: self.prompt_tokens,
+                is_last: true,
+            }));
+        }
+    }
 }
 
 impl CustomLogitsProcessor for Steer {
     fn apply(&self, logits: &Tensor, _: &[u32]) -> Result<Tensor> {
+        self.meter.passed();
+        #[cfg(test)]
+        crate::tests::strike(&self.name);
         let logits: Vec<f32> = logits.to_vec1()?;
         let token = self.choose(&logits);
         let mut only = vec![f32::NEG_INFINITY; logits.len()];

@@ -88,6 +88,8 @@ pub struct ModelConfig {
     pub cache_dtype: Option<Dtype>,
     /// What weights are quantised to as they are loaded; absent: nothing.
     pub isq: Option<IsqType>,
+    /// Folders of adapters that are added to the weights.
+    pub adapters: Vec<PathBuf>,
     /// Compute threads; absent: one per physical core.
     pub threads: Option<usize>,
     /// Which devices.

@@ -27,9 +27,19 @@ async fn the_events_of_a_stream_come_in_order_and_add_up() {
     while let Some(event) = within("an event", stream.next()).await {
         events.push(event);
     }
-    let [Event::Prompt(prompt), deltas @ .., Event::Finished(finished)] = &events[..] else {
+    let [
+        Event::Prompt(prompt),
+        Event::Prefilled(prefilled),
+        deltas @ ..,
+        Event::Finished(finished),
+    ] = &events[..]
+    else {
         panic!("{events:?}");
     };
+    assert_eq!(
+        (prefilled.start, prefilled.tokens, prefilled.is_last),
+        (0, 5, true)
+    );
     assert_eq!((prompt.prompt_tokens, prompt.cached_tokens), (5, 0));
     assert_eq!(deltas.len(), 8);
     assert_eq!(finished.reason, FinishReason::Length);

@@ -1,10 +1,11 @@
 //! What is refused, what is cut off, and what that leaves behind: nothing.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use baichuan_engine::event::Event;
-use baichuan_engine::request::{Pooling, Request};
-use baichuan_engine::{Backend, EngineConfig, RequestError, SubmitError};
+use baichuan_engine::request::{Account, Pooling, Request, RequestLimits, StoppingOptions};
+use baichuan_engine::{Backend, EngineConfig, RequestError, SubmitError, TenantId};
 
 use crate::support::{collect, embed, greedy, load, load_with, one, until, within};
 
@@ -53,6 +54,79 @@ async fn a_dropped_stream_ends_its_request_and_lets_the_next_one_in() {
     let stats = until(&backend, |s| s.running == 0 && s.waiting == 0).await;
     assert_eq!((stats.totals.cancelled, stats.totals.requests), (2, 3));
     assert!(stats.totals.generated_tokens < 500, "{stats:?}");
+    assert_eq!(stats.measured.cancel_to_free.count(), 2);
+    let measured = &stats.measured;
+    assert_eq!(
+        measured.decode_steps.count() + measured.prefill_steps.count(),
+        stats.totals.steps
+    );
+}
+
+#[tokio::test]
+async fn what_cannot_be_done_by_its_deadline_is_refused_at_once() {
+    let backend = load("qwen2");
+    // Learns how fast the engine is.
+    assert_eq!(
+        one(greedy(&[97; 100], 20).submit(&backend)).await.tokens.len(),
+        20
+    );
+    let stats = until(&backend, |s| s.running == 0 && s.decode_step_rate > 0.0).await;
+    let second = Duration::from_secs(1);
+    let must_have = |tokens: f64, left: Duration| {
+        let mut request = greedy(&[97; 2], 400).request();
+        request.stopping = StoppingOptions {
+            max_tokens: Some(400),
+            min_tokens: Some(tokens as u32),
+            ..StoppingOptions::default()
+        }
+        .validate(&RequestLimits::default(), 1)
+        .unwrap();
+        request.deadline = Some(Instant::now() + left);
+        Request::Generate(Box::new(request))
+    };
+    // Four hundred tokens within a tenth of the time that they take, and a few within a minute.
+    let left = second.div_f64(stats.decode_step_rate) * 40;
+    match refusal(&backend, must_have(400.0, left)) {
+        SubmitError::DeadlineUnreachable { needs, left } => assert!(needs > left),
+        other => panic!("{other}"),
+    }
+    let in_time = backend.submit(must_have(4.0, second * 60)).unwrap();
+    assert!(!one(in_time).await.tokens.is_empty());
+}
+
+#[tokio::test]
+async fn the_queue_of_one_tenant_is_bounded_by_its_share_and_its_load_is_told() {
+    let config = EngineConfig {
+        max_waiting: 4,
+        ..EngineConfig::default()
+    };
+    let backend = load_with("qwen3", &config);
+    let of = |tenant: u32| {
+        let mut request = greedy(&[104, 105], 400).request();
+        request.account = Account {
+            tenant: TenantId(tenant),
+            queue_share: 0.5,
+            ..Account::default()
+        };
+        Request::Generate(Box::new(request))
+    };
+    let mut running = backend.submit(of(1)).unwrap();
+    while !matches!(within("a delta", running.next()).await, Some(Event::Delta(_))) {}
+    let _waiting = [backend.submit(of(1)).unwrap(), backend.submit(of(1)).unwrap()];
+    match refusal(&backend, of(1)) {
+        SubmitError::TenantShare {
+            waiting: 2, limit: 2, ..
+        } => {}
+        other => panic!("{other}"),
+    }
+    let _another = backend.submit(of(2)).unwrap();
+    let stats = until(&backend, |s| s.tenants.len() == 2 && s.waiting == 3).await;
+    let loads: Vec<_> = stats
+        .tenants
+        .iter()
+        .map(|load| (load.tenant.0, load.running, load.waiting, load.waiting_tokens))
+        .collect();
+    assert_eq!(loads, [(1, 1, 2, 4), (2, 0, 1, 2)]);
 }
 
 #[tokio::test]

@@ -130,6 +130,7 @@ fn what_cannot_be_done_names_its_key() {
             dtype: None,
             cache_dtype: None,
             isq: None,
+            adapters: &[],
             threads: None,
             random_weights: None,
             placement,

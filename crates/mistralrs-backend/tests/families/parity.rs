@@ -34,18 +34,31 @@ async fn qwen3_says_what_transformers_says() {
     tokens_are_those_of_transformers("qwen3").await;
 }
 
-#[tokio::test]
-async fn qwen3_embedding_gives_the_last_tokens_state() {
-    let backend = load("qwen3-embedding");
-    assert_eq!(backend.info().default_pooling, Pooling::Last);
-    for (name, expected) in golden::<Vector>("qwen3-embedding") {
-        let stream = backend.submit(embed(&expected.prompt, Pooling::Last)).unwrap();
+async fn vectors_are_those_of_transformers(model: &str, pooling: Pooling) {
+    let backend = load(model);
+    assert_eq!(backend.info().default_pooling, pooling);
+    for (name, expected) in golden::<Vector>(model) {
+        let stream = backend.submit(embed(&expected.prompt, pooling)).unwrap();
         let values = vector(stream).await.unwrap();
         assert_eq!(values.len(), backend.info().hidden_size);
         for (got, expected) in values.iter().zip(&expected.values) {
-            assert!((got - expected).abs() < 1e-3, "{name}: {got} is not {expected}");
+            assert!(
+                (got - expected).abs() < 1e-3,
+                "{model}, {name}: {got} is not {expected}"
+            );
         }
     }
+}
+
+#[tokio::test]
+async fn qwen3_embedding_gives_the_last_tokens_state() {
+    vectors_are_those_of_transformers("qwen3-embedding", Pooling::Last).await;
+}
+
+/// Windows to both sides, layers without a window, a mean, and two linear layers behind it.
+#[tokio::test]
+async fn embedding_gemma_gives_the_mean_state() {
+    vectors_are_those_of_transformers("embedding-gemma", Pooling::Mean).await;
 }
 
 /// mistralrs-core 0.8 gives every row of a batched decode on a CPU the last row's attention. Several requests at once

@@ -36,7 +36,7 @@ pub(crate) struct Vector {
     pub(crate) values: Vec<f32>,
 }
 
-/// The folder of a checkpoint: `qwen2`, `qwen3` or `qwen3-embedding`.
+/// The folder of a checkpoint, such as `qwen2`.
 pub(crate) fn folder(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("tests/golden")
@@ -55,6 +55,16 @@ pub(crate) fn try_load(
     engine: &EngineConfig,
     change: impl FnOnce(&mut LoadRequest<'_>),
 ) -> Result<Arc<dyn Backend>, LoadError> {
+    try_load_with(dir, &[], engine, change)
+}
+
+/// [`try_load`] with adapters.
+pub(crate) fn try_load_with(
+    dir: &Path,
+    adapters: &[PathBuf],
+    engine: &EngineConfig,
+    change: impl FnOnce(&mut LoadRequest<'_>),
+) -> Result<Arc<dyn Backend>, LoadError> {
     let checkpoint = Checkpoint::open(dir)?;
     let placement = Placement::default();
     let mut request = LoadRequest {
@@ -63,6 +73,7 @@ pub(crate) fn try_load(
         dtype: None,
         cache_dtype: None,
         isq: None,
+        adapters,
         threads: None,
         random_weights: None,
         placement: &placement,
@@ -203,10 +214,13 @@ pub(crate) async fn one(stream: EventStream) -> Whole {
 
 /// The vector of an input.
 pub(crate) async fn vector(mut stream: EventStream) -> Result<Vec<f32>, RequestError> {
-    match within("a vector", stream.next()).await {
-        Some(Event::Embedded(embedded)) => Ok(embedded.values),
-        Some(Event::Failed(error)) => Err(error),
-        other => panic!("not a vector: {other:?}"),
+    loop {
+        match within("a vector", stream.next()).await {
+            Some(Event::Prefilled(_)) => {}
+            Some(Event::Embedded(embedded)) => return Ok(embedded.values),
+            Some(Event::Failed(error)) => return Err(error),
+            other => panic!("not a vector: {other:?}"),
+        }
     }
 }
 

@@ -109,6 +109,7 @@ fn raw_model(model: &ModelConfig) -> RawModel {
         dtype: model.dtype,
         cache_dtype: model.cache_dtype,
         isq: model.isq,
+        adapters: (!model.adapters.is_empty()).then(|| model.adapters.clone()),
         threads: model.threads,
         device: Some(model.placement.device),
         device_map: Some(model.placement.map.clone()),

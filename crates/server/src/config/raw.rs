@@ -96,6 +96,9 @@ pub(crate) struct RawModel {
     /// What weights are quantised to as they are loaded: a type of mistral.rs, such as `"Q4K"`, or a number of bits.
     #[schemars(with = "Option<String>", extend("x-default" = "not at all"))]
     pub(crate) isq: Option<IsqType>,
+    /// Folders of LoRA adapters, as PEFT writes them, that are added to the weights as they are loaded.
+    #[schemars(extend("x-default" = "none"))]
+    pub(crate) adapters: Option<Vec<PathBuf>>,
     /// Compute threads.
     #[schemars(extend("x-default" = "one per physical core"))]
     pub(crate) threads: Option<usize>,
@@ -129,6 +132,7 @@ impl RawModel {
             dtype: over.dtype.or(self.dtype),
             cache_dtype: over.cache_dtype.or(self.cache_dtype),
             isq: over.isq.or(self.isq),
+            adapters: over.adapters.or(self.adapters),
             threads: over.threads.or(self.threads),
             device: over.device.or(self.device),
             device_map: over.device_map.or(self.device_map),

@@ -90,6 +90,7 @@ fn load_one(
         dtype: config.dtype,
         cache_dtype: config.cache_dtype,
         isq: config.isq,
+        adapters: &config.adapters,
         threads: config.threads,
         placement: &config.placement,
         random_weights: config.random_weights,

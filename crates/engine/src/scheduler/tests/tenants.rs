@@ -144,7 +144,7 @@ proptest! {
             end_done(&mut s, &mut left);
         }
         let longest = lengths.iter().map(|(len, tokens)| len + tokens).max().unwrap_or(0);
-        let time = |tenant: usize| s.shares.time(TenantId(tenant as u32)) as f64 / shares::TOKEN as f64;
+        let time = |tenant: usize| s.shares.time(TenantId(tenant as u32)) as f64 / crate::shares::TOKEN as f64;
         let had: Vec<f64> = (0..weights.len()).map(time).collect();
         prop_assert!(fresh * 2 > computed, "{fresh} of {computed} tokens were computed for the first time");
         for (a, b) in (0..had.len()).flat_map(|a| (0..a).map(move |b| (a, b))) {

@@ -27,6 +27,7 @@ pub(super) fn models(
             "plugin",
             "cache_dtype",
             "isq",
+            "adapters",
             "threads",
             "device",
             "device_map",
@@ -99,6 +100,14 @@ pub(super) fn one_model(
     if let Some(threads) = raw.threads {
         findings.at_least_one(&format!("{key}.threads"), threads);
     }
+    let adapters = raw.adapters.unwrap_or_default();
+    for folder in &adapters {
+        findings.that(
+            !must_exist || folder.is_dir(),
+            &["model.adapters", &format!("{key}.adapters")],
+            || format!("{} is not a folder", folder.display()),
+        );
+    }
     let placement = placement(key, raw.device, raw.device_map, findings);
     let own = format!("{key}.engine");
     let engine = engine(&own, common.overridden_by(&raw.engine), findings);
@@ -109,6 +118,7 @@ pub(super) fn one_model(
         dtype: raw.dtype,
         cache_dtype: raw.cache_dtype,
         isq: raw.isq,
+        adapters,
         threads: raw.threads,
         placement,
         random_weights: raw.random_weights,

@@ -9,11 +9,11 @@ use std::collections::BTreeMap;
 use crate::ids::TenantId;
 
 /// Of one token at weight 1. An engine that computes a million tokens a second counts for half a million years.
-pub(super) const TOKEN: u64 = 1 << 10;
+pub(crate) const TOKEN: u64 = 1 << 10;
 
 /// What each tenant has had.
 #[derive(Debug, Default)]
-pub(crate) struct Shares {
+pub struct Shares {
     tenants: BTreeMap<TenantId, Share>,
     /// The least time of who has something to do, as it was last; it only grows.
     floor: u64,
@@ -31,7 +31,7 @@ struct Share {
 
 impl Shares {
     /// A tenant has one more sequence.
-    pub(crate) fn enter(&mut self, tenant: TenantId, weight: u32) {
+    pub fn enter(&mut self, tenant: TenantId, weight: u32) {
         let floor = self.floor;
         let share = self.tenants.entry(tenant).or_insert(Share {
             weight: 1,
@@ -47,14 +47,14 @@ impl Shares {
     }
 
     /// A tenant has one sequence less.
-    pub(crate) fn leave(&mut self, tenant: TenantId) {
+    pub fn leave(&mut self, tenant: TenantId) {
         if let Some(share) = self.tenants.get_mut(&tenant) {
             share.sequences = share.sequences.saturating_sub(1);
         }
     }
 
     /// A step begins to be planned: what the last one cost is counted from here on.
-    pub(crate) fn settle(&mut self) {
+    pub fn settle(&mut self) {
         for share in self.tenants.values_mut() {
             share.time = share.time.saturating_add(std::mem::take(&mut share.pending));
         }
@@ -69,7 +69,7 @@ impl Shares {
     }
 
     /// The step that is being planned computes so many tokens for a tenant, or because of it.
-    pub(crate) fn charge(&mut self, tenant: TenantId, tokens: usize) {
+    pub fn charge(&mut self, tenant: TenantId, tokens: usize) {
         if let Some(share) = self.tenants.get_mut(&tenant) {
             share.pending = share.pending.saturating_add(share.cost(tokens));
         }
@@ -83,7 +83,7 @@ impl Shares {
     }
 
     /// A tenant's time when the step began to be planned.
-    pub(crate) fn settled(&self, tenant: TenantId) -> u64 {
+    pub fn settled(&self, tenant: TenantId) -> u64 {
         self.tenants.get(&tenant).map_or(self.floor, |share| share.time)
     }
 
