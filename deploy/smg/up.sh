@@ -6,7 +6,7 @@
 #   REPLICAS  servers (2)                        SERVER  the program (target/release/baichuan-server)
 #   PORT      SMG's, for OpenAI clients (30000)  MODEL   the checkpoint (models/baichuan-m1-wordnet)
 #   THREADS   compute threads of each server (physical cores / REPLICAS)
-# Needs `cargo build --release` once, Python 3.11 with venv, and its package index once for SMG (kept in target/smg-venv).
+# Needs `cargo build-m1` once, Python 3.11 with venv, and its package index once for SMG (kept in target/smg-venv).
 set -euo pipefail
 
 SMG_VERSION=1.13.0
@@ -19,7 +19,7 @@ cores=$(lscpu --parse=CORE,SOCKET 2>/dev/null | grep -v '^#' | sort -u | wc -l |
 threads=${THREADS:-$((cores / replicas > 0 ? cores / replicas : 1))}
 venv=${SMG_VENV:-$root/target/smg-venv}
 
-[ -x "$server" ] || { echo "$server is not there: cargo build --release, or set SERVER" >&2; exit 1; }
+[ -x "$server" ] || { echo "$server is not there: cargo build-m1, or set SERVER" >&2; exit 1; }
 if ! "$venv/bin/python" -c "import sys, importlib.metadata as m; sys.exit(m.version('smg') != '$SMG_VERSION')" 2>/dev/null; then
     echo "installing SMG $SMG_VERSION"
     python3 -m venv "$venv"

@@ -15,6 +15,8 @@ mod default_model;
 mod drain;
 mod embed;
 mod embed_stream;
+#[cfg(feature = "mistralrs")]
+mod families;
 mod generate;
 mod health;
 mod jwt;

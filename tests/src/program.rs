@@ -1,5 +1,6 @@
 //! The programs as users run them.
 
+use std::net::SocketAddr;
 use std::process::{ExitStatus, Stdio};
 
 use baichuan_client::{Client, ConnectOptions};
@@ -9,6 +10,11 @@ use tokio::process::{Child, ChildStderr, Command};
 use tokio::task::JoinHandle;
 
 use crate::wait::within;
+
+/// What the server's log says of each port, in the order in which it does.
+const GRPC: &str = "gRPC listens";
+const ADMIN_GRPC: &str = "AdminService listens";
+const ADMIN: &str = "/metrics, /livez and /readyz listen";
 
 /// The built program `name`, from the folder this test was built into; a command without this process's settings.
 ///
@@ -54,6 +60,10 @@ pub struct ServerProcess {
     pub client: Client,
     /// Where it listens: `HOST:PORT`.
     pub address: String,
+    /// Where `/metrics` is, if it was started by [`Self::start_with_ports`].
+    pub admin: Option<SocketAddr>,
+    /// Where AdminService is, likewise.
+    pub admin_grpc: Option<SocketAddr>,
     child: Child,
     log: JoinHandle<Vec<String>>,
 }
@@ -72,15 +82,23 @@ impl ServerProcess {
     /// # Panics
     /// When it ends before it listens.
     pub async fn start_in(environment: &[(&str, &str)], arguments: &[&str]) -> Self {
-        let own = [
-            "serve",
-            "--listen",
-            "127.0.0.1:0",
-            "--admin-listen",
-            "off",
-            "--log-format",
-            "json",
-        ];
+        let arguments = [&["--admin-listen", "off"], arguments].concat();
+        Self::launch(environment, &arguments, &[GRPC]).await
+    }
+
+    /// [`Self::start`] with ports for the operator: metrics and AdminService.
+    ///
+    /// # Panics
+    /// When it ends before it listens.
+    pub async fn start_with_ports(arguments: &[&str]) -> Self {
+        let any = "127.0.0.1:0";
+        let own = ["--admin-listen", any, "--set", "listen.admin_grpc=127.0.0.1:0"];
+        Self::launch(&[], &[&own, arguments].concat(), &[GRPC, ADMIN_GRPC, ADMIN]).await
+    }
+
+    /// Starts it and waits until its log has told where it listens, in this order.
+    async fn launch(environment: &[(&str, &str)], arguments: &[&str], told: &[&str]) -> Self {
+        let own = ["serve", "--listen", "127.0.0.1:0", "--log-format", "json"];
         let mut child = program("baichuan-server")
             .args(own)
             .args(arguments)
@@ -91,7 +109,13 @@ impl ServerProcess {
             .spawn()
             .unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
-        let address = within("the server's address in its log", address(&mut lines)).await;
+        let mut addresses = Vec::new();
+        for message in told {
+            addresses.push(within("the server's address in its log", address(&mut lines, message)).await);
+        }
+        let port = |at: usize| addresses.get(at).map(|address: &String| address.parse().unwrap());
+        let (admin_grpc, admin) = (port(1), port(2));
+        let address = addresses.swap_remove(0);
         let log = tokio::spawn(async move {
             let mut rest = Vec::new();
             while let Ok(Some(line)) = lines.next_line().await {
@@ -103,9 +127,19 @@ impl ServerProcess {
         Self {
             client,
             address,
+            admin,
+            admin_grpc,
             child,
             log,
         }
+    }
+
+    /// A connection to AdminService.
+    pub async fn operator(&self) -> Client {
+        let address = self.admin_grpc.expect("it was started with ports");
+        Client::connect(&ConnectOptions::new(address.to_string()))
+            .await
+            .unwrap()
     }
 
     /// Sends it a signal, e.g. `TERM`.
@@ -121,10 +155,10 @@ impl ServerProcess {
     }
 }
 
-async fn address(lines: &mut Lines<BufReader<ChildStderr>>) -> String {
+async fn address(lines: &mut Lines<BufReader<ChildStderr>>, message: &str) -> String {
     let mut before = Vec::new();
     while let Some(line) = lines.next_line().await.unwrap() {
-        if line.contains("gRPC listens") {
+        if line.contains(message) {
             let event: Value = serde_json::from_str(&line).unwrap();
             let fields = event.get("fields").unwrap_or(&event);
             return fields["address"]

@@ -19,7 +19,7 @@ struct Args {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Measure the model on this machine's processor, through the server; needs `cargo build --release --bins`.
+    /// Measure the model on this machine's processor, through the server; needs `cargo build-m1`.
     BenchCpu(bench_cpu::Args),
     /// Generate crates/proto/src/generated from /proto.
     Codegen {

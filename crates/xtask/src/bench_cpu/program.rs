@@ -48,7 +48,7 @@ impl Programs {
             let path = std::path::absolute(dir.join(name))?;
             ensure!(
                 path.is_file(),
-                "{} is not there: cargo build --release --bins",
+                "{} is not there: cargo build-m1",
                 path.display()
             );
             Ok(path)
