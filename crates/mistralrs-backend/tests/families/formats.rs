@@ -4,9 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use baichuan_engine::{
-    Backend, Checkpoint, EngineConfig, IsqType, LoadError, ModelPlugin, QuantizeRequest,
-};
+use baichuan_engine::{Backend, Checkpoint, EngineConfig, IsqType, LoadError, ModelPlugin, QuantizeRequest};
 use serde_json::{Value, json};
 
 use crate::support::{Completed, folder, golden, greedy, load, one, try_load, try_load_with};
@@ -89,7 +87,10 @@ async fn a_quantised_checkpoint_is_written_as_uqff_and_says_what_one_quantised_a
 
     // What is quantised is not quantised again, and what is there is not overwritten.
     let again = request(&out, &dir.path().join("again")).unwrap_err();
-    assert!(matches!(again, LoadError::Unsupported { key: "isq", .. }), "{again}");
+    assert!(
+        matches!(again, LoadError::Unsupported { key: "isq", .. }),
+        "{again}"
+    );
     let over = request(&folder("qwen2"), &out).unwrap_err();
     assert!(over.to_string().contains("not empty"), "{over}");
     fs::remove_file(out.join("residual.safetensors")).unwrap();
@@ -143,7 +144,10 @@ fn an_adapter_that_cannot_be_added_is_refused_by_file_and_key() {
     assert!(dora.to_string().contains("use_dora"), "{dora}");
     // Qwen3 has heads of another width: the adapter's matrices do not fit.
     let misfit = with_spoilt_adapter("qwen3", |config| config["r"] = json!(5));
-    assert!(misfit.to_string().contains("adapter_model.safetensors"), "{misfit}");
+    assert!(
+        misfit.to_string().contains("adapter_model.safetensors"),
+        "{misfit}"
+    );
     for model in ["qwen2-q8_0.gguf", "qwen3-embedding"] {
         let refused = with_spoilt_adapter(model, |_| {});
         assert!(

@@ -46,11 +46,7 @@ impl Programs {
     pub(super) fn new(dir: &Path) -> anyhow::Result<Self> {
         let program = |name: &str| {
             let path = std::path::absolute(dir.join(name))?;
-            ensure!(
-                path.is_file(),
-                "{} is not there: cargo build-m1",
-                path.display()
-            );
+            ensure!(path.is_file(), "{} is not there: cargo build-m1", path.display());
             Ok(path)
         };
         Ok(Self {
