@@ -104,7 +104,7 @@ fn one_line_of_code_registers_it_in_the_server() {
     for file in patch.split("--- a/").skip(1) {
         let (name, rest) = file.split_once('\n').unwrap();
         let hunks = rest
-            .split("@@ ")
+            .split("\n@@ ")
             .skip(1)
             .map(|hunk| hunk.split_once('\n').unwrap().1);
         let text = fs::read_to_string(root.join(name)).unwrap();
