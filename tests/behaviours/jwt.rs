@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use e2e::{Fake, Provider, Setup, TestServer, base64_url, refusal, seconds_from_now, text};
-use jsonwebtoken::{EncodingKey, Header};
+use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tonic::Code;
@@ -144,6 +144,39 @@ async fn an_algorithm_that_is_not_listed_is_not_accepted_though_the_key_is_there
         code(&server, &provider.sign(&claims("clinic"))).await,
         Code::Unauthenticated
     );
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_token_is_checked_by_the_algorithm_of_its_key_in_the_file() {
+    let Issued {
+        server,
+        provider,
+        jwks,
+        _dir,
+    } = start(&[]).await;
+    let rsa = Provider::rsa("rsa", Algorithm::RS256);
+    let elliptic = Provider::elliptic("elliptic");
+    Provider::publish(&[&provider, &rsa, &elliptic], &jwks);
+    server.reload();
+    server
+        .until_metric("baichuan_reloads_total{what=\"jwks\",outcome=\"ok\"}", 1.0)
+        .await;
+    for provider in [&rsa, &elliptic] {
+        let good = provider.sign(&claims("clinic"));
+        assert_eq!(code(&server, &good).await, Code::Ok);
+        let parts: Vec<&str> = good.split('.').collect();
+        let other_claims = base64_url(but("sub", json!("root")).to_string().as_bytes());
+        let changed = format!("{}.{other_claims}.{}", parts[0], parts[2]);
+        assert_eq!(code(&server, &changed).await, Code::Unauthenticated);
+        let ended = provider.sign(&but("exp", json!(seconds_from_now(-600))));
+        assert_eq!(code(&server, &ended).await, Code::Unauthenticated);
+    }
+    // The key is for RS256, as its file says; the name of another key does not make one of it.
+    let other_algorithm = Provider::rsa("rsa", Algorithm::RS512).sign(&claims("clinic"));
+    assert_eq!(code(&server, &other_algorithm).await, Code::Unauthenticated);
+    let other_key = Provider::elliptic("rsa").sign(&claims("clinic"));
+    assert_eq!(code(&server, &other_key).await, Code::Unauthenticated);
     server.stop().await;
 }
 

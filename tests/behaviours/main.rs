@@ -40,6 +40,7 @@ mod slow_client;
 mod soak;
 mod stop_strings;
 mod structured_output;
+mod supervised;
 mod tenants;
 mod tls;
 mod tokenize;

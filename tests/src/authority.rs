@@ -4,10 +4,11 @@ use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use baichuan_client::TlsOptions;
+use jsonwebtoken::jwk::Jwk;
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose, PKCS_ED25519,
-    SanType, date_time_ymd,
+    BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+    PKCS_ECDSA_P256_SHA256, PKCS_ED25519, SanType, date_time_ymd,
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -81,43 +82,68 @@ impl Default for Authority {
     }
 }
 
+/// An RSA key (PKCS#1) that signs nothing but tests' tokens: drawing one takes an unoptimised build a minute.
+const RSA_KEY: &[u8] = include_bytes!("../keys/rsa.der");
+
 /// An identity provider: it signs tokens, and publishes the key that they are checked with.
 pub struct Provider {
-    key: KeyPair,
+    key: EncodingKey,
+    algorithm: Algorithm,
     id: String,
+    jwk: Value,
 }
 
 impl Provider {
-    /// One whose key has this name.
+    /// One whose key, for EdDSA, has this name.
     pub fn new(id: &str) -> Self {
+        let key = KeyPair::generate_for(&PKCS_ED25519).unwrap();
+        let jwk = json!({"kty": "OKP", "crv": "Ed25519", "x": base64_url(key.public_key_raw())});
+        let key = EncodingKey::from_ed_der(key.serialized_der());
+        Self::of(key, Algorithm::EdDSA, id, jwk)
+    }
+
+    /// One that signs by ES256.
+    pub fn elliptic(id: &str) -> Self {
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
+        let key = EncodingKey::from_ec_der(key.serialized_der());
+        let jwk = Jwk::from_encoding_key(&key, Algorithm::ES256).unwrap();
+        Self::of(key, Algorithm::ES256, id, serde_json::to_value(jwk).unwrap())
+    }
+
+    /// One that signs by an algorithm of RSA.
+    pub fn rsa(id: &str, algorithm: Algorithm) -> Self {
+        let key = EncodingKey::from_rsa_der(RSA_KEY);
+        let jwk = Jwk::from_encoding_key(&key, algorithm).unwrap();
+        Self::of(key, algorithm, id, serde_json::to_value(jwk).unwrap())
+    }
+
+    fn of(key: EncodingKey, algorithm: Algorithm, id: &str, mut jwk: Value) -> Self {
+        jwk["kid"] = id.into();
+        jwk["use"] = "sig".into();
         Self {
-            key: KeyPair::generate_for(&PKCS_ED25519).unwrap(),
+            key,
+            algorithm,
             id: id.into(),
+            jwk,
         }
     }
 
-    /// Its public key, as a JWK.
-    pub fn jwk(&self) -> Value {
-        json!({"kty": "OKP", "crv": "Ed25519", "use": "sig", "kid": self.id, "x": self.public()})
-    }
-
-    /// Its public key, as base 64 without padding.
-    pub fn public(&self) -> String {
-        base64_url(self.key.public_key_raw())
+    /// Its public key for EdDSA, as base 64 without padding.
+    pub fn public(&self) -> &str {
+        self.jwk["x"].as_str().unwrap()
     }
 
     /// Writes the keys of some providers where a server reads them.
     pub fn publish(providers: &[&Self], path: &Path) {
-        let keys: Vec<Value> = providers.iter().map(|p| p.jwk()).collect();
+        let keys: Vec<&Value> = providers.iter().map(|p| &p.jwk).collect();
         std::fs::write(path, json!({ "keys": keys }).to_string()).unwrap();
     }
 
     /// A token that says this.
     pub fn sign(&self, claims: &Value) -> String {
-        let mut header = Header::new(Algorithm::EdDSA);
+        let mut header = Header::new(self.algorithm);
         header.kid = Some(self.id.clone());
-        let key = EncodingKey::from_ed_der(self.key.serialized_der());
-        jsonwebtoken::encode(&header, claims, &key).unwrap()
+        jsonwebtoken::encode(&header, claims, &self.key).unwrap()
     }
 }
 

@@ -82,8 +82,20 @@ impl ServerProcess {
     /// # Panics
     /// When it ends before it listens.
     pub async fn start_in(environment: &[(&str, &str)], arguments: &[&str]) -> Self {
+        Self::start_as(environment, arguments, ConnectOptions::new).await
+    }
+
+    /// [`Self::start_in`] with a client that connects in its own way to the address it is given.
+    ///
+    /// # Panics
+    /// When it ends before it listens, or the client does not connect.
+    pub async fn start_as(
+        environment: &[(&str, &str)],
+        arguments: &[&str],
+        caller: impl FnOnce(String) -> ConnectOptions,
+    ) -> Self {
         let arguments = [&["--admin-listen", "off"], arguments].concat();
-        Self::launch(environment, &arguments, &[GRPC]).await
+        Self::launch(environment, &arguments, &[GRPC], caller).await
     }
 
     /// [`Self::start`] with ports for the operator: metrics and AdminService.
@@ -93,11 +105,17 @@ impl ServerProcess {
     pub async fn start_with_ports(arguments: &[&str]) -> Self {
         let any = "127.0.0.1:0";
         let own = ["--admin-listen", any, "--set", "listen.admin_grpc=127.0.0.1:0"];
-        Self::launch(&[], &[&own, arguments].concat(), &[GRPC, ADMIN_GRPC, ADMIN]).await
+        let arguments = [&own, arguments].concat();
+        Self::launch(&[], &arguments, &[GRPC, ADMIN_GRPC, ADMIN], ConnectOptions::new).await
     }
 
     /// Starts it and waits until its log has told where it listens, in this order.
-    async fn launch(environment: &[(&str, &str)], arguments: &[&str], told: &[&str]) -> Self {
+    async fn launch(
+        environment: &[(&str, &str)],
+        arguments: &[&str],
+        told: &[&str],
+        caller: impl FnOnce(String) -> ConnectOptions,
+    ) -> Self {
         let own = ["serve", "--listen", "127.0.0.1:0", "--log-format", "json"];
         let mut child = program("baichuan-server")
             .args(own)
@@ -123,7 +141,7 @@ impl ServerProcess {
             }
             rest
         });
-        let client = Client::connect(&ConnectOptions::new(&address)).await.unwrap();
+        let client = Client::connect(&caller(address.clone())).await.unwrap();
         Self {
             client,
             address,
