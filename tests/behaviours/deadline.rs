@@ -114,6 +114,77 @@ async fn unary_calls_and_embeddings_have_deadlines_too() {
     server.stop().await;
 }
 
+/// The tokens that a refusal says were used, of prompts.
+fn prompt_tokens(refused: &Refusal) -> usize {
+    refused.metadata["prompt_tokens"].parse().unwrap()
+}
+
+fn embedding(milliseconds: u32) -> v1::EmbedRequest {
+    v1::EmbedRequest {
+        inputs: vec![prompt::embed_tokens([7; 100])],
+        time_limit_ms: Some(milliseconds),
+        ..Default::default()
+    }
+}
+
+#[tokio::test]
+async fn an_embedding_whose_time_is_up_says_how_many_tokens_it_used() {
+    let gate = Gate::new();
+    let setup = Setup::fake(Fake::gated(&gate)).with("engine.prefill_chunk_tokens", 16);
+    let server = TestServer::start(setup).await;
+    gate.close();
+    // Two chunks of its prompt are computed, and the third hangs.
+    gate.allow(2);
+    let refused = refusal(within("the limit", server.client.embed(embedding(500))).await);
+    assert_eq!(refused.code, Code::DeadlineExceeded);
+    assert_eq!(prompt_tokens(&refused), 32, "{refused:?}");
+    assert!(refused.message.contains("in prefill"), "{refused:?}");
+    gate.open();
+    until_idle(&server.client, "").await;
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn an_embedding_whose_time_is_up_in_the_queue_has_used_nothing() {
+    let gate = Gate::new();
+    let setup = Setup::fake(Fake::gated(&gate)).with("engine.max_sequences", 1);
+    let server = TestServer::start(setup).await;
+    gate.close();
+    let running = server.client.generate(text("first", 10)).await.unwrap();
+    let refused = refusal(within("the limit", server.client.embed(embedding(200))).await);
+    assert_eq!(refused.code, Code::DeadlineExceeded);
+    assert_eq!(prompt_tokens(&refused), 0);
+    assert!(refused.message.contains("in the queue"), "{refused:?}");
+    gate.open();
+    running.collect().await.unwrap();
+    until_idle(&server.client, "").await;
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_prompt_whose_time_is_up_between_two_chunks_says_so() {
+    let gate = Gate::new();
+    let setup = Setup::fake(Fake::gated(&gate)).with("engine.prefill_chunk_tokens", 16);
+    let server = TestServer::start(setup).await;
+    gate.close();
+    gate.allow(2);
+    let request = v1::GenerateRequest {
+        prompt: Some(prompt::token_ids(vec![7; 100])),
+        ..limited(500)
+    };
+    let (completion, refused) = within("the limit", until_error(&server.client, request)).await;
+    assert_eq!(refused.code, Code::DeadlineExceeded);
+    assert!(refused.message.contains("in prefill"), "{refused:?}");
+    assert_eq!(prompt_tokens(&refused), 100);
+    assert_eq!(refused.metadata["completion_tokens"], "0");
+    let finish = completion.choices[0].finish.as_ref().unwrap();
+    assert_eq!(finish.finish_reason(), v1::FinishReason::TimeLimit);
+    assert_eq!(finish.usage.unwrap().completion_tokens, 0);
+    gate.open();
+    until_idle(&server.client, "").await;
+    server.stop().await;
+}
+
 #[tokio::test]
 async fn a_request_whose_time_is_up_in_the_queue_never_runs() {
     let gate = Gate::new();

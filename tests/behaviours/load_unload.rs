@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use baichuan_client::{Client, Health, v1};
+use baichuan_server::ServeError;
 use e2e::{Fake, Gate, Setup, TestServer, refusal, text, until_idle, within};
 use serde_json::json;
 use tonic::Code;
@@ -140,5 +141,73 @@ async fn models_stay_as_they_are_unless_the_operators_service_is_enabled() {
         refusal(server.client.unload_model("fake").await).code,
         Code::Unimplemented
     );
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_model_that_was_loaded_late_and_breaks_ends_the_process_where_it_shall() {
+    let gate = Gate::new();
+    let setup = admin(Setup::fake(Fake::default()).with_gate("late", &gate));
+    let server = TestServer::start(setup).await;
+    let operator = server.operator().await;
+    let dir = tempfile::tempdir().unwrap();
+    checkpoint(dir.path());
+    let entry = format!("{}\nengine.on_failure = \"exit\"", entry("late", dir.path()));
+    operator.load_model(entry).await.unwrap();
+    gate.break_model();
+    let refused = refusal(server.client.generate_unary(to("late", 5)).await);
+    assert_eq!(refused.code, Code::Unavailable);
+    drop(operator);
+    let error = server.failed().await;
+    assert!(
+        matches!(&error, ServeError::EngineFailed { model } if model == "late"),
+        "{error}"
+    );
+}
+
+#[tokio::test]
+async fn a_late_model_that_stays_broken_is_not_ready_and_neither_is_the_server_until_it_is_unloaded() {
+    let gate = Gate::new();
+    let setup =
+        admin(Setup::fake(Fake::default()).with_gate("late", &gate)).with("listen.admin", "127.0.0.1:0");
+    let server = TestServer::start(setup).await;
+    let (client, operator) = (&server.client, server.operator().await);
+    let dir = tempfile::tempdir().unwrap();
+    checkpoint(dir.path());
+    operator.load_model(entry("late", dir.path())).await.unwrap();
+    let ready = |model: &str| format!("baichuan_model_ready{{model_name=\"{model}\"}}");
+    assert_eq!(server.metric(&ready("late")).await, 1.0);
+    let mut watch = client.watch_health(Client::READINESS).await.unwrap();
+    assert_eq!(watch.next().await.unwrap(), Some(Health::Serving));
+    // The first time it is made anew, the second time it is given up.
+    for next in [Some(Health::Serving), None] {
+        gate.close();
+        let running = client.generate(to("late", 50)).await.unwrap();
+        gate.allow(3);
+        gate.break_model();
+        let refused = refusal(within("the end", running.collect()).await);
+        assert_eq!(refused.code, Code::Unavailable);
+        let unready = async { while watch.next().await.unwrap() != Some(Health::NotServing) {} };
+        within("the loss of readiness", unready).await;
+        gate.open();
+        if next.is_some() {
+            let ready = async { while watch.next().await.unwrap() != next {} };
+            within("readiness", ready).await;
+        }
+    }
+    let failed = async {
+        while client.model("late").await.unwrap().state() != v1::ModelState::Failed {
+            tokio::task::yield_now().await;
+        }
+    };
+    within("the model's end", failed).await;
+    assert_eq!(server.metric(&ready("late")).await, 0.0);
+    assert_eq!(server.metric(&ready("fake")).await, 1.0);
+    assert_eq!(client.model("fake").await.unwrap().state(), v1::ModelState::Ready);
+    assert_eq!(n_tokens(client, to("fake", 3)).await, 3);
+    operator.unload_model("late").await.unwrap();
+    let serving = async { while watch.next().await.unwrap() != Some(Health::Serving) {} };
+    within("readiness", serving).await;
+    drop((watch, operator));
     server.stop().await;
 }

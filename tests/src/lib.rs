@@ -12,6 +12,7 @@ mod request;
 mod scrape;
 mod server;
 mod wait;
+mod wire;
 
 pub use authority::{Authority, Provider, base64_url, seconds_from_now};
 pub use collector::{Collector, attribute};
@@ -21,3 +22,4 @@ pub use request::{LETTERS, chat, generate, refusal, text, tokens};
 pub use scrape::scrape;
 pub use server::{Setup, TestServer};
 pub use wait::{held, until_gone, until_idle, until_load, until_ready, within};
+pub use wire::Wire;

@@ -14,13 +14,14 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 
 use crate::checkpoint::repository;
-use crate::fake::{Fake, FakePlugin, OpenAtEnd};
+use crate::fake::{Fake, FakePlugin, Gate, OpenAtEnd};
 use crate::wait::{until_ready, within};
 
 /// What to serve and how.
 pub struct Setup {
     plugins: Vec<Box<dyn FnOnce(Registry) -> Registry>>,
     models: Vec<(String, Model)>,
+    gates: Vec<(String, Gate)>,
     settings: BTreeMap<String, String>,
     caller: Caller,
 }
@@ -57,6 +58,7 @@ impl Setup {
         let nothing = Self {
             plugins: Vec::new(),
             models: Vec::new(),
+            gates: Vec::new(),
             settings: BTreeMap::new(),
             caller: Caller::default(),
         };
@@ -87,6 +89,12 @@ impl Setup {
     /// A checkpoint of the real model too.
     pub fn and_m1(mut self, name: &str, dir: impl Into<PathBuf>) -> Self {
         self.models.push((name.into(), Model::Checkpoint(dir.into())));
+        self
+    }
+
+    /// A gate for a fake model that is loaded later.
+    pub fn with_gate(mut self, name: &str, gate: &Gate) -> Self {
+        self.gates.push((name.into(), gate.clone()));
         self
     }
 
@@ -124,6 +132,7 @@ impl Setup {
     /// Writes fake checkpoints and a configuration file, and reads it as the program does.
     fn prepare(self, dir: &TempDir) -> (Config, Registry, OpenAtEnd) {
         let mut plugin = FakePlugin::default();
+        plugin.gates.extend(self.gates);
         let mut file = String::new();
         for (name, model) in self.models {
             let path = match model {

@@ -1,5 +1,7 @@
 //! The client: one method per RPC.
 
+use std::time::Duration;
+
 use baichuan_proto::v1;
 use futures::{Stream, StreamExt};
 use tonic::IntoRequest;
@@ -17,8 +19,9 @@ use crate::embedding::EmbedStream;
 use crate::error::Error;
 use crate::generation::Generation;
 use crate::health::{Health, HealthWatch};
+use crate::resume::Resuming;
 
-type Transport = InterceptedService<Channel, Identity>;
+pub(crate) type Transport = InterceptedService<Channel, Identity>;
 
 /// A connection to a server. Cheap to clone; clones share the connection, which is made anew when it breaks.
 ///
@@ -56,7 +59,23 @@ impl Client {
         request: impl IntoRequest<v1::GenerateRequest>,
     ) -> Result<Generation, Error> {
         let response = self.inference().generate(request).await?;
-        Ok(Generation::new(response))
+        Ok(Generation::of(response))
+    }
+
+    /// Completes a prompt by a stream that outlives its connection: when that breaks, the stream is taken up again from
+    /// the token after the last one received, for as long as `patience` from each loss.
+    ///
+    /// The server keeps such a stream for its `requests.resume_window`; a longer patience is of no use. A request without
+    /// a name gets one.
+    ///
+    /// # Errors
+    /// As [`Self::generate`]; that of the connection where nobody answered within `patience`.
+    pub async fn generate_resumable(
+        &self,
+        request: v1::GenerateRequest,
+        patience: Duration,
+    ) -> Result<Generation, Error> {
+        Resuming::begin(self.clone(), request, patience).await
     }
 
     /// Completes a prompt in one answer. Dropping the future cancels the request.
@@ -186,7 +205,7 @@ impl Client {
         Ok(HealthWatch(response.into_inner()))
     }
 
-    fn inference(&self) -> InferenceServiceClient<Transport> {
+    pub(crate) fn inference(&self) -> InferenceServiceClient<Transport> {
         InferenceServiceClient::new(self.transport.clone())
             .max_decoding_message_size(self.max_message_bytes)
             .max_encoding_message_size(self.max_message_bytes)

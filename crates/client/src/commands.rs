@@ -21,8 +21,8 @@ pub(crate) mod tokenize;
 /// Does what the command line says.
 pub(crate) async fn run(cli: &Cli) -> Result<(), Failure> {
     match &cli.command {
-        Command::Generate(args) => interruptible(generate::run(cli, args)).await,
-        // A conversation outlives Ctrl-C: it ends an answer there, not the program.
+        Command::Generate(args) => generate::run(cli, args).await,
+        // These two listen to Ctrl-C themselves: it ends an answer, of a conversation too, which it does not end.
         Command::Chat(args) => chat::run(cli, args).await,
         Command::Embed(args) => interruptible(embed::run(cli, args)).await,
         Command::Tokenize(args) => interruptible(tokenize::run(cli, args)).await,

@@ -25,7 +25,7 @@ pub enum Error {
         /// Innermost cause.
         reason: String,
     },
-    /// A field of the request is bad or contradicts another, or the prompt is too long.
+    /// A field of the request is bad, contradicts another or what the server has, or the prompt is too long.
     #[error("{0}")]
     InvalidArgument(Box<Refusal>),
     /// No such model or request.
@@ -46,7 +46,7 @@ pub enum Error {
     /// This server or model lacks the feature.
     #[error("{0}")]
     Unimplemented(Box<Refusal>),
-    /// The call was cancelled.
+    /// The call was cancelled, or another has taken its stream up.
     #[error("{0}")]
     Cancelled(Box<Refusal>),
     /// Any other code; a bug somewhere.
@@ -116,21 +116,19 @@ impl From<Status> for Error {
     fn from(status: Status) -> Self {
         let refusal = Box::new(Refusal::new(&status));
         match status.code() {
-            Code::InvalidArgument | Code::OutOfRange => Self::InvalidArgument(refusal),
+            Code::InvalidArgument | Code::OutOfRange | Code::FailedPrecondition => {
+                Self::InvalidArgument(refusal)
+            }
             Code::NotFound => Self::NotFound(refusal),
             Code::ResourceExhausted => Self::ResourceExhausted(refusal),
             Code::Unavailable => Self::Unavailable(refusal),
             Code::DeadlineExceeded => Self::DeadlineExceeded(refusal),
             Code::Unauthenticated | Code::PermissionDenied => Self::Denied(refusal),
             Code::Unimplemented => Self::Unimplemented(refusal),
-            Code::Cancelled => Self::Cancelled(refusal),
-            Code::Ok
-            | Code::Unknown
-            | Code::AlreadyExists
-            | Code::FailedPrecondition
-            | Code::Aborted
-            | Code::Internal
-            | Code::DataLoss => Self::Internal(refusal),
+            Code::Cancelled | Code::Aborted => Self::Cancelled(refusal),
+            Code::Ok | Code::Unknown | Code::AlreadyExists | Code::Internal | Code::DataLoss => {
+                Self::Internal(refusal)
+            }
         }
     }
 }

@@ -1,10 +1,12 @@
 //! A running completion: its events as they arrive, or all of them put together.
 
+use std::fmt;
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 
 use baichuan_proto::v1;
-use futures::Stream;
+use futures::stream::BoxStream;
+use futures::{Stream, StreamExt};
 use tonic::{Response, Streaming};
 use v1::generate_response::Event as Wire;
 
@@ -22,19 +24,30 @@ pub enum Event {
 }
 
 /// A running completion. Dropping it cancels it on the server.
-#[derive(Debug)]
 pub struct Generation {
     request_id: String,
-    events: Streaming<v1::GenerateResponse>,
+    events: BoxStream<'static, Result<Event, Error>>,
+}
+
+impl fmt::Debug for Generation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Generation")
+            .field("request_id", &self.request_id)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Generation {
-    pub(crate) fn new(response: Response<Streaming<v1::GenerateResponse>>) -> Self {
+    /// The stream of one call.
+    pub(crate) fn of(response: Response<Streaming<v1::GenerateResponse>>) -> Self {
         let id = response.metadata().get("x-request-id");
-        Self {
-            request_id: id.and_then(|id| id.to_str().ok()).unwrap_or_default().into(),
-            events: response.into_inner(),
-        }
+        let id = id.and_then(|id| id.to_str().ok()).unwrap_or_default().to_owned();
+        let events = response.into_inner().map(|message| typed(message?));
+        Self::new(id, events.boxed())
+    }
+
+    pub(crate) fn new(request_id: String, events: BoxStream<'static, Result<Event, Error>>) -> Self {
+        Self { request_id, events }
     }
 
     /// The request's name, as [`crate::Client::abort`] takes it; from the initial metadata.
@@ -44,10 +57,7 @@ impl Generation {
 
     /// The next event; `None` when every completion has finished.
     pub async fn next(&mut self) -> Result<Option<Event>, Error> {
-        match self.events.message().await? {
-            Some(message) => typed(message).map(Some),
-            None => Ok(None),
-        }
+        self.events.next().await.transpose()
     }
 
     /// Waits for the end and puts the pieces together.
@@ -64,12 +74,11 @@ impl Stream for Generation {
     type Item = Result<Event, Error>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let item = ready!(Pin::new(&mut self.events).poll_next(cx));
-        Poll::Ready(item.map(|message| typed(message?)))
+        self.events.poll_next_unpin(cx)
     }
 }
 
-fn typed(message: v1::GenerateResponse) -> Result<Event, Error> {
+pub(crate) fn typed(message: v1::GenerateResponse) -> Result<Event, Error> {
     match message.event {
         Some(Wire::PromptInfo(info)) => Ok(Event::PromptInfo(info)),
         Some(Wire::Delta(delta)) => Ok(Event::Delta(delta)),
@@ -139,7 +148,7 @@ mod tests {
                 index,
                 text: text.into(),
                 token_ids: vec![index],
-                logprobs: Vec::new(),
+                ..Default::default()
             };
             completion.push(Event::Delta(delta));
         }

@@ -26,6 +26,7 @@ mod embedding;
 mod error;
 mod generation;
 pub mod prompt;
+mod resume;
 
 pub use baichuan_proto::v1;
 pub use client::Client;
@@ -34,5 +35,6 @@ pub use embedding::{EmbedFailure, EmbedStream, Embedded, values};
 pub use error::{Error, FieldViolation, Refusal};
 pub use generation::{Choice, Completion, Event, Generation};
 pub use health::{Health, HealthWatch};
+pub use resume::new_request_id;
 
 mod health;

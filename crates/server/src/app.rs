@@ -5,6 +5,7 @@ use std::time::{Instant, SystemTime};
 
 use crate::calls::Calls;
 use crate::config::Config;
+use crate::grpc::resume::Streams;
 use crate::health::Health;
 use crate::identity::Authenticator;
 use crate::models::Models;
@@ -21,6 +22,7 @@ pub(crate) struct App {
     pub(crate) config: Config,
     pub(crate) models: Arc<Models>,
     pub(crate) calls: Arc<Calls>,
+    pub(crate) streams: Arc<Streams>,
     pub(crate) health: Health,
     pub(crate) text: TextPool,
     pub(crate) metrics: Arc<Metrics>,
@@ -48,6 +50,7 @@ impl App {
         let names = config.models.iter().map(|m| m.name.clone());
         let models = Arc::new(Models::new(names, &config.default_model));
         let health = Health::new().await;
+        let streams = Arc::new(Streams::new(&config.requests));
         Ok(Arc::new(Self {
             calls: Arc::default(),
             text: TextPool::new(&config.requests),
@@ -56,8 +59,10 @@ impl App {
                 health.subscribe(),
                 auth.tenants().clone(),
                 tls.clone(),
+                streams.clone(),
                 &otlp.counts,
             )),
+            streams,
             auth,
             tls,
             otlp: Arc::new(otlp),

@@ -48,6 +48,7 @@ pub(crate) struct Call {
     pub(crate) arrived: Instant,
     /// Until when it may take.
     pub(crate) deadline: Option<Instant>,
+    abort: CancellationToken,
     interrupt: Pin<Box<dyn Future<Output = Interrupt> + Send>>,
     calls: Arc<Calls>,
     _running: TaskTrackerToken,
@@ -77,27 +78,14 @@ impl Calls {
             }
             Entry::Vacant(free) => free.insert(abort.clone()),
         };
-        let ended = self.ended.clone();
         let deadline = limit.and_then(|limit| tokio::time::Instant::now().checked_add(limit));
-        let interrupt = async move {
-            let time_is_up = async {
-                match deadline {
-                    Some(deadline) => tokio::time::sleep_until(deadline).await,
-                    None => std::future::pending().await,
-                }
-            };
-            tokio::select! {
-                () = abort.cancelled() => Interrupt::Aborted,
-                () = ended.cancelled() => Interrupt::ServerEnds,
-                () = time_is_up => Interrupt::Deadline,
-            }
-        };
         Ok(Call {
             id,
             owner: owner.clone(),
             arrived: Instant::now(),
             deadline: deadline.map(tokio::time::Instant::into_std),
-            interrupt: Box::pin(interrupt),
+            interrupt: Box::pin(interrupt(abort.clone(), self.ended.clone(), deadline)),
+            abort,
             calls: self.clone(),
             _running: running,
         })
@@ -131,7 +119,7 @@ impl Calls {
         self.draining.is_cancelled()
     }
 
-    /// Returns when no call runs. Only after [`Self::drain`] does that stay so.
+    /// Returns when no call runs and none is held. Only after [`Self::drain`] does that stay so.
     pub(crate) async fn idle(&self) {
         self.tracker.close();
         self.tracker.wait().await;
@@ -139,7 +127,17 @@ impl Calls {
 
     /// Calls that run.
     pub(crate) fn n_running(&self) -> usize {
-        self.tracker.len()
+        self.running().len()
+    }
+
+    /// Keeps [`Self::idle`] from returning while it lives, without being a call.
+    pub(crate) fn hold(&self) -> TaskTrackerToken {
+        self.tracker.token()
+    }
+
+    /// Cancelled by [`Self::end`].
+    pub(crate) fn ended(&self) -> CancellationToken {
+        self.ended.clone()
     }
 
     /// Stops every call that still runs.
@@ -152,7 +150,40 @@ impl Calls {
     }
 }
 
+/// What stops a call, and why.
+async fn interrupt(
+    abort: CancellationToken,
+    ended: CancellationToken,
+    deadline: Option<tokio::time::Instant>,
+) -> Interrupt {
+    let time_is_up = async {
+        match deadline {
+            Some(deadline) => tokio::time::sleep_until(deadline).await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        () = abort.cancelled() => Interrupt::Aborted,
+        () = ended.cancelled() => Interrupt::ServerEnds,
+        () = time_is_up => Interrupt::Deadline,
+    }
+}
+
 impl Call {
+    /// It may take no longer than until `deadline`.
+    pub(crate) fn shorten(&mut self, deadline: Instant) {
+        if self.deadline.is_some_and(|own| own <= deadline) {
+            return;
+        }
+        self.deadline = Some(deadline);
+        let interrupt = interrupt(
+            self.abort.clone(),
+            self.calls.ended.clone(),
+            Some(deadline.into()),
+        );
+        self.interrupt = Box::pin(interrupt);
+    }
+
     /// Does a piece of the call's work, unless it is interrupted first; then dropping `work` cancels it.
     pub(crate) async fn run<T>(&mut self, work: impl Future<Output = T>) -> Result<T, Interrupt> {
         tokio::select! {

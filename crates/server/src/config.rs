@@ -29,7 +29,7 @@ pub use identity::{
 };
 pub use load::{Flag, Inputs, load};
 pub use locate::{DEFAULT_MODEL_DIR, Places};
-pub use raw::LogFormat;
+pub use raw::{LogFormat, Resume};
 pub use reference::reference;
 pub use telemetry::{Pattern, TelemetryConfig, TracesSampler};
 
@@ -182,6 +182,14 @@ pub struct RequestsConfig {
     pub embed_in_flight: usize,
     /// Longest a call may take, whatever it asks for; absent: as long as it asks for.
     pub max_time: Option<Duration>,
+    /// Which streams of `Generate` outlive their connection.
+    pub resume: Resume,
+    /// How long one is kept while nobody reads it.
+    pub resume_window: Duration,
+    /// Bytes of its messages that are kept.
+    pub resume_buffer_bytes: usize,
+    /// Streams kept at once.
+    pub resume_streams: usize,
 }
 
 impl Default for RequestsConfig {
@@ -192,6 +200,10 @@ impl Default for RequestsConfig {
             max_embed_inputs: 2048,
             embed_in_flight: 64,
             max_time: None,
+            resume: Resume::Asked,
+            resume_window: Duration::from_secs(30),
+            resume_buffer_bytes: 1 << 20,
+            resume_streams: 256,
         }
     }
 }

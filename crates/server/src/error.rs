@@ -13,7 +13,7 @@ use crate::config::Service;
 const SLOW_CLIENT_DELAY: Duration = Duration::from_secs(1);
 
 /// Why a call fails.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub(crate) enum ApiError {
     /// Fields that cannot be accepted.
     #[error(transparent)]
@@ -24,6 +24,9 @@ pub(crate) enum ApiError {
     /// Abort of a request that does not run.
     #[error("no request {id:?} is running")]
     UnknownRequest { id: String },
+    /// A stream that cannot be taken up, or not there.
+    #[error("{0}")]
+    NotResumable(NotResumable),
     /// Too much is going on.
     #[error("{message}")]
     Exhausted {
@@ -35,7 +38,10 @@ pub(crate) enum ApiError {
     #[error("{0}")]
     Unavailable(Unavailable),
     /// The call's time is up.
-    #[error("the time limit passed {phase}, after {} of its tokens", .usage.completion_tokens)]
+    #[error(
+        "the time limit passed {phase}, with {} prompt and {} completion tokens so far",
+        .usage.prompt_tokens, .usage.completion_tokens
+    )]
     DeadlineExceeded { phase: Phase, usage: Usage },
     /// The call's time is too short for what it asks, whatever happens.
     #[error("the request needs at least {needs:?} by recent rates, {left:?} of its time are left")]
@@ -65,6 +71,23 @@ pub(crate) enum Exhausted {
     TenantQuota,
     SlowClient,
     MessageSize,
+}
+
+/// Why a stream cannot be taken up, or not where its caller wants to go on.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum NotResumable {
+    /// There is none, or it is another tenant's: no caller can tell which.
+    #[error("resume_from_token: there is no stream of a request {id:?} to take up")]
+    Unknown { id: String },
+    #[error("resume_from_token: must be at most {told}, the tokens told so far; got {asked}")]
+    Ahead { asked: u64, told: u64 },
+    #[error(
+        "resume_from_token: what follows the first {asked} tokens is kept no more, only what follows {oldest}"
+    )]
+    Forgotten { asked: u64, oldest: u64 },
+    /// Another call has taken it up.
+    #[error("another call has taken the stream up")]
+    Elsewhere,
 }
 
 /// What is not there just now.
@@ -124,6 +147,15 @@ impl ApiError {
         Self::Invalid(Violation::new(field, message).into())
     }
 
+    /// The caller does not read what it is told.
+    pub(crate) fn slow_client(message: impl Into<String>) -> Self {
+        Self::Exhausted {
+            reason: Exhausted::SlowClient,
+            message: message.into(),
+            retry_after: Some(SLOW_CLIENT_DELAY),
+        }
+    }
+
     /// Whether the request was not taken at all, for no fault of its own.
     pub(crate) fn is_refusal(&self) -> bool {
         match self {
@@ -139,6 +171,7 @@ impl ApiError {
         match self {
             Self::Invalid(_) => "invalid",
             Self::UnknownModel { .. } | Self::UnknownRequest { .. } => "not_found",
+            Self::NotResumable(_) => "not_resumable",
             Self::Exhausted { reason, .. } => match reason {
                 Exhausted::Queue => "queue_full",
                 Exhausted::TokenBudget => "token_budget",
@@ -200,11 +233,7 @@ impl From<RequestError> for ApiError {
     fn from(error: RequestError) -> Self {
         let message = error.to_string();
         match error {
-            RequestError::SlowClient { .. } => Self::Exhausted {
-                reason: Exhausted::SlowClient,
-                message,
-                retry_after: Some(SLOW_CLIENT_DELAY),
-            },
+            RequestError::SlowClient { .. } => Self::slow_client(message),
             RequestError::Grammar { field, message } => Self::invalid(field, message),
             RequestError::StepFailed(_) => Self::Internal { cause: message },
             RequestError::EngineStopped => Self::Unavailable(Unavailable::EngineStopped),

@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 use baichuan_engine::stats::EngineHealth;
 use baichuan_engine::{Backend, Registry};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, watch as watch_channel};
 use tokio::task::JoinSet;
 
 use crate::calls::Calls;
@@ -14,10 +14,12 @@ use crate::error::{ApiError, Unavailable};
 
 mod loading;
 mod runtime;
+mod watch;
 
 pub use loading::LoadObserver;
 pub(crate) use loading::load_all;
 pub(crate) use runtime::{load, unload};
+pub(crate) use watch::watch;
 
 /// Whether a model answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +50,8 @@ pub(crate) struct Models {
     registry: OnceLock<Registry>,
     /// Who loads or unloads: one at a time. With it the watchers of models that came later.
     turn: Mutex<JoinSet<()>>,
+    /// The first one that failed and shall end the process.
+    failed: watch_channel::Sender<Option<String>>,
 }
 
 impl std::fmt::Debug for Models {
@@ -87,6 +91,7 @@ impl Models {
             served: RwLock::new(Arc::new(models)),
             registry: OnceLock::new(),
             turn: Mutex::default(),
+            failed: watch_channel::Sender::new(None),
         }
     }
 
@@ -117,6 +122,30 @@ impl Models {
         model
             .backend()
             .ok_or_else(|| ApiError::Unavailable(Unavailable::Loading(model.name.clone())))
+    }
+
+    /// The model called `name` failed, and the process shall end for it.
+    fn fail(&self, name: &str) {
+        self.failed.send_if_modified(|failed| {
+            let is_first = failed.is_none();
+            failed.get_or_insert_with(|| name.to_owned());
+            is_first
+        });
+    }
+
+    /// Returns the model that failed and shall end the process.
+    pub(crate) async fn failed(&self) -> String {
+        let mut failed = self.failed.subscribe();
+        let name = failed
+            .wait_for(Option::is_some)
+            .await
+            .ok()
+            .and_then(|name| name.clone());
+        match name {
+            Some(name) => name,
+            // The sender is this one's own.
+            None => std::future::pending().await,
+        }
     }
 
     /// Whether every model is loaded and alive; one that is being added may still load.
@@ -162,6 +191,11 @@ impl Model {
             Condition::Running if calls.is_draining() => ModelState::Draining,
             Condition::Running => ModelState::Ready,
         }
+    }
+
+    /// Whether its engine runs.
+    pub(crate) fn is_ready(&self) -> bool {
+        self.condition() == Condition::Running
     }
 
     fn condition(&self) -> Condition {

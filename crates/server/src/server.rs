@@ -3,8 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use baichuan_engine::stats::EngineHealth;
-use baichuan_engine::{Backend, LoadError, LoadProgress, OnFailure, Registry};
+use baichuan_engine::{LoadError, LoadProgress, Registry};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
@@ -15,7 +14,7 @@ use crate::grpc::Face;
 use crate::grpc::pipeline::Pipeline;
 use crate::grpc::serve::{Stop, serve};
 use crate::identity::Authenticator;
-use crate::models::{LoadObserver, load_all};
+use crate::models::{LoadObserver, load_all, watch};
 use crate::reload;
 use crate::shutdown::Shutdown;
 use crate::systemd;
@@ -208,7 +207,7 @@ impl Server {
             tasks.spawn(admin_http::serve(listener, app.clone(), stop.now.clone()));
         }
 
-        let (mut watchers, mut engines) = (JoinSet::new(), JoinSet::new());
+        let mut watchers = JoinSet::new();
         let mut asked_early = shutdown.clone();
         let outcome = tokio::select! {
             loaded = load_all(&app.models, &app.config.models, &self.registry, self.observer) => loaded,
@@ -216,9 +215,8 @@ impl Server {
         };
         if outcome.is_ok() {
             for (model, config) in app.models.iter().zip(&app.config.models) {
-                if let Some(backend) = model.backend() {
-                    engines.spawn(watch_engine(app.clone(), backend, config.engine.on_failure));
-                }
+                let (app, model) = (Arc::downgrade(&app), Arc::downgrade(&model));
+                watchers.spawn(watch(app, model, config.engine.on_failure));
             }
             app.refresh_health().await;
             let files = app.files();
@@ -233,7 +231,7 @@ impl Server {
         let outcome = match outcome {
             Ok(()) => tokio::select! {
                 () = shutdown.asked() => end(&app, &stop, &mut shutdown, &mut tasks).await,
-                model = failed(&mut engines) => {
+                model = app.models.failed() => {
                     tell_and_close(&app, &stop, &mut tasks).await;
                     Err(ServeError::EngineFailed { model })
                 }
@@ -242,8 +240,9 @@ impl Server {
         };
         stop.now.cancel();
         while tasks.join_next().await.is_some() {}
+        app.calls.end();
+        app.streams.ended().await;
         watchers.shutdown().await;
-        engines.shutdown().await;
         let patience = match &outcome {
             // A collector that takes nothing in the time of a batch will not take the last ones.
             Ok(End::Orderly { left }) => app.config.telemetry.otlp_timeout.min(*left),
@@ -333,40 +332,6 @@ async fn tell_and_close(app: &Arc<App>, stop: &Stop, tasks: &mut JoinSet<()>) {
         while tasks.join_next().await.is_some() {}
     };
     let _ = tokio::time::timeout(CLOSE_GRACE, told).await;
-}
-
-/// Returns the first model that failed and shall end the process.
-async fn failed(watchers: &mut JoinSet<Option<String>>) -> String {
-    while let Some(ended) = watchers.join_next().await {
-        if let Ok(Some(model)) = ended {
-            return model;
-        }
-    }
-    std::future::pending().await
-}
-
-/// Publishes how an engine is. Returns when it has failed for good: the name of its model, if the process shall end.
-async fn watch_engine(app: Arc<App>, backend: Arc<dyn Backend>, on_failure: OnFailure) -> Option<String> {
-    let model = &backend.info().name;
-    let ends = || (on_failure == OnFailure::Exit).then(|| model.clone());
-    let mut stats = backend.stats();
-    let mut health = EngineHealth::Running;
-    // An engine that died has dropped the sender.
-    loop {
-        let changed = stats.wait_for(|stats| stats.health != health).await;
-        let Ok(now) = changed.map(|stats| stats.health) else {
-            break;
-        };
-        health = now;
-        tracing::warn!(model, ?health, "the engine's health changed");
-        app.refresh_health().await;
-        if health == EngineHealth::Stuck && on_failure == OnFailure::Exit {
-            return ends();
-        }
-    }
-    tracing::error!(model, "the engine has stopped");
-    app.refresh_health().await;
-    ends()
 }
 
 /// Sees nothing.

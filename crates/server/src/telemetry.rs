@@ -13,7 +13,8 @@ pub(crate) mod names;
 pub(crate) mod otlp;
 pub(crate) mod rpc_metrics;
 pub(crate) mod semconv;
-pub(crate) mod tenant_metrics;
+pub(crate) mod stream_metrics;
+mod tenant_metrics;
 pub(crate) mod tls_metrics;
 
 pub use logging::{LogFilter, LogSetupError, Terminal, init};

@@ -1,5 +1,7 @@
 //! Flags of a completion: every sampling, stopping and output option of the protocol.
 
+use std::time::Duration;
+
 use baichuan_client::v1;
 use clap::Args;
 
@@ -36,6 +38,16 @@ pub(crate) struct GenerationArgs {
     /// Keep only this many last tokens of a prompt that is longer.
     #[arg(long, value_name = "TOKENS")]
     truncate_prompt: Option<u32>,
+    /// When the connection breaks, take the answer up again from where it broke, trying for so long; 30 s without a
+    /// value. The server has to be willing (`requests.resume`).
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "30"
+    )]
+    resume: Option<u64>,
 }
 
 #[derive(Args, Clone, Debug)]
@@ -147,10 +159,19 @@ struct StructuredArgs {
 }
 
 impl GenerationArgs {
-    /// The request for `prompt`.
+    /// How long to try to take a broken stream up again; absent: not at all.
+    pub(crate) fn resume(&self) -> Option<Duration> {
+        self.resume.map(Duration::from_secs)
+    }
+
+    /// The request for `prompt`. One to be taken up again has a name.
     pub(crate) fn request(&self, prompt: v1::generate_request::Prompt) -> v1::GenerateRequest {
+        let request_id = match self.routing.request_id.as_str() {
+            "" if self.resume.is_some() => baichuan_client::new_request_id(),
+            own => own.to_owned(),
+        };
         v1::GenerateRequest {
-            request_id: self.routing.request_id.clone(),
+            request_id,
             model: self.routing.model.clone(),
             prompt: Some(prompt),
             sampling: Some(self.sampling.to_proto()),
@@ -159,6 +180,7 @@ impl GenerationArgs {
             truncate_prompt_tokens: self.truncate_prompt,
             priority: self.routing.priority,
             time_limit_ms: self.routing.time_limit_ms,
+            resume_from_token: None,
             structured_output: self.structured.to_proto(),
         }
     }
@@ -328,6 +350,21 @@ mod tests {
         assert_eq!(request(&[]).structured_output, None);
         let two = Just::try_parse_from(["baichuan", "--regex", "a", "--json-schema", "{}"]);
         assert!(two.is_err());
+    }
+
+    #[test]
+    fn an_answer_to_be_taken_up_again_has_a_name_and_a_patience() {
+        for (arguments, seconds) in [
+            (vec![], None),
+            (vec!["--resume"], Some(30)),
+            (vec!["--resume=5"], Some(5)),
+        ] {
+            let parsed = Just::parse_from([vec!["baichuan"], arguments].concat());
+            assert_eq!(parsed.generation.resume(), seconds.map(Duration::from_secs));
+            let request = parsed.generation.request(baichuan_client::prompt::text("x"));
+            assert_eq!(request.request_id.is_empty(), seconds.is_none());
+        }
+        assert_eq!(request(&["--resume", "--request-id", "mine"]).request_id, "mine");
     }
 
     #[test]

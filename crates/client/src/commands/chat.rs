@@ -8,7 +8,7 @@ use rustyline::history::MemHistory;
 use rustyline::{Config, Editor};
 
 use crate::args::{Cli, GenerationArgs};
-use crate::commands::generate::show;
+use crate::commands::generate::complete;
 use crate::commands::interruptible;
 use crate::failure::Failure;
 use crate::input::TextSource;
@@ -37,11 +37,8 @@ pub(crate) async fn run(cli: &Cli, args: &Args) -> Result<(), Failure> {
         return talk(cli, args, conversation).await;
     }
     conversation.push(prompt::message("user", args.message.read()?));
-    interruptible(async {
-        let client = Client::connect(&cli.connection()).await?;
-        answer(&client, cli, args, &conversation).await
-    })
-    .await?;
+    let client = interruptible(async { Ok(Client::connect(&cli.connection()).await?) }).await?;
+    answer(&client, cli, args, &conversation).await?;
     Ok(())
 }
 
@@ -54,7 +51,7 @@ async fn answer(
     let request = args
         .generation
         .request(prompt::chat(conversation.iter().cloned()));
-    let completion = show(client.generate(request).await?, cli.json).await?;
+    let completion = complete(cli, client, &args.generation, request).await?;
     let first = completion.choices.into_iter().next();
     Ok(first.map(|choice| choice.text).unwrap_or_default())
 }
@@ -94,7 +91,7 @@ async fn exchange(
     line: String,
 ) -> Result<(), Failure> {
     conversation.push(prompt::message("user", line));
-    match interruptible(answer(client, cli, args, conversation)).await {
+    match answer(client, cli, args, conversation).await {
         Ok(text) => conversation.push(prompt::message("assistant", text)),
         Err(failure @ (Failure::Server(_) | Failure::Interrupted)) => {
             conversation.pop();

@@ -1,14 +1,19 @@
 //! `baichuan generate`: complete a text. Also shows a running completion for `chat`.
 
 use std::io::{self, IsTerminal};
+use std::time::Duration;
 
 use baichuan_client::{Choice, Client, Completion, Event, Generation, prompt, v1};
 use serde_json::json;
 
 use crate::args::{Cli, GenerationArgs};
+use crate::commands::interruptible;
 use crate::failure::Failure;
 use crate::input::TextSource;
 use crate::{json, output};
+
+/// How long an interrupted program tells the server so.
+const ABORT_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Flags of `generate`.
 #[derive(Debug, clap::Args)]
@@ -19,7 +24,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "IDS", value_delimiter = ',', conflicts_with_all = ["text", "file"])]
     prompt_ids: Option<Vec<u32>>,
     /// Ask for the answer in one message, as clients behind retrying proxies do.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "resume")]
     unary: bool,
     #[command(flatten)]
     generation: GenerationArgs,
@@ -32,12 +37,33 @@ pub(crate) async fn run(cli: &Cli, args: &Args) -> Result<(), Failure> {
         None => prompt::text(args.prompt.read()?),
     };
     let request = args.generation.request(prompt);
-    let client = Client::connect(&cli.connection()).await?;
+    let client = interruptible(async { Ok(Client::connect(&cli.connection()).await?) }).await?;
     if args.unary {
-        return unary(&client, request, cli.json).await;
+        return interruptible(unary(&client, request, cli.json)).await;
     }
-    show(client.generate(request).await?, cli.json).await?;
+    complete(cli, &client, &args.generation, request).await?;
     Ok(())
+}
+
+/// Asks for a completion, prints it as it comes and returns it. Ctrl-C ends it, on the server too.
+pub(crate) async fn complete(
+    cli: &Cli,
+    client: &Client,
+    args: &GenerationArgs,
+    request: v1::GenerateRequest,
+) -> Result<Completion, Failure> {
+    let Some(patience) = args.resume() else {
+        return interruptible(async { show(client.generate(request).await?, cli.json).await }).await;
+    };
+    let id = request.request_id.clone();
+    let shown =
+        interruptible(async { show(client.generate_resumable(request, patience).await?, cli.json).await });
+    let outcome = shown.await;
+    if let Err(Failure::Interrupted) = &outcome {
+        // A program that merely ends is a broken connection to the server, which would wait for it.
+        let _ = tokio::time::timeout(ABORT_PATIENCE, client.abort(id)).await;
+    }
+    outcome
 }
 
 async fn unary(client: &Client, request: v1::GenerateRequest, as_json: bool) -> Result<(), Failure> {
@@ -56,7 +82,7 @@ async fn unary(client: &Client, request: v1::GenerateRequest, as_json: bool) -> 
 }
 
 /// Prints a completion as it comes and returns it. Of several, the first is live and the others follow.
-pub(crate) async fn show(mut generation: Generation, as_json: bool) -> Result<Completion, Failure> {
+async fn show(mut generation: Generation, as_json: bool) -> Result<Completion, Failure> {
     let mut completion = Completion::default();
     while let Some(event) = generation.next().await? {
         if as_json {

@@ -265,6 +265,14 @@ pub struct GenerateRequest {
     /// Milliseconds from arrival to the last token; the earlier of this and grpc-timeout counts.
     #[prost(uint32, optional, tag = "11")]
     pub time_limit_ms: ::core::option::Option<u32>,
+    /// Makes the stream outlive its connection: when that breaks, the request runs on for the server's
+    /// requests.resume_window, and the same tenant takes the stream up by the same request_id. The value is how many
+    /// tokens of the stream the caller has, Delta.tokens_so_far of the last message it got. 0 begins the request, or
+    /// takes it up from its first message where it has begun; another number takes up, and needs no prompt. What the
+    /// caller itself ends (RST_STREAM, Abort, its deadline) is not kept. Absent: a broken connection cancels the
+    /// request.
+    #[prost(uint64, optional, tag = "12")]
+    pub resume_from_token: ::core::option::Option<u64>,
     /// What every completion's text must look like. Absent: anything.
     #[prost(message, optional, tag = "13")]
     pub structured_output: ::core::option::Option<StructuredOutput>,
@@ -333,6 +341,10 @@ pub struct Delta {
     pub token_ids: ::prost::alloc::vec::Vec<u32>,
     #[prost(message, repeated, tag = "4")]
     pub logprobs: ::prost::alloc::vec::Vec<TokenLogprob>,
+    /// Tokens of the stream up to and with this message, of all completions together: what
+    /// GenerateRequest.resume_from_token goes on from.
+    #[prost(uint64, tag = "5")]
+    pub tokens_so_far: u64,
 }
 /// The end of completion `index`.
 #[derive(Clone, PartialEq, ::prost::Message)]

@@ -232,7 +232,14 @@ fn requests(raw: RawRequests, findings: &mut Findings) -> RequestsConfig {
         max_embed_inputs: raw.max_embed_inputs.unwrap_or(default.max_embed_inputs),
         embed_in_flight: raw.embed_in_flight.unwrap_or(default.embed_in_flight),
         max_time: raw.max_time.unwrap_or(Limit(default.max_time)).0,
+        resume: raw.resume.unwrap_or_default(),
+        resume_window: raw.resume_window.map_or(default.resume_window, |t| t.0),
+        resume_buffer_bytes: raw.resume_buffer_bytes.unwrap_or(default.resume_buffer_bytes),
+        resume_streams: raw.resume_streams.unwrap_or(default.resume_streams),
     };
+    findings.not_zero("requests.resume_window", requests.resume_window);
+    findings.at_least_one("requests.resume_buffer_bytes", requests.resume_buffer_bytes);
+    findings.at_least_one("requests.resume_streams", requests.resume_streams);
     findings.at_least_one("requests.text_threads", requests.text_threads);
     findings.at_least_one("requests.text_queue", requests.text_queue);
     findings.at_least_one("requests.max_embed_inputs", requests.max_embed_inputs);

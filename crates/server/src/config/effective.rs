@@ -58,6 +58,10 @@ impl Config {
                 max_embed_inputs: Some(requests.max_embed_inputs),
                 embed_in_flight: Some(requests.embed_in_flight),
                 max_time: Some(Limit(requests.max_time)),
+                resume: Some(requests.resume),
+                resume_window: Some(Human(requests.resume_window)),
+                resume_buffer_bytes: Some(requests.resume_buffer_bytes),
+                resume_streams: Some(requests.resume_streams),
             },
             shutdown: RawShutdown {
                 drain_delay: Some(Human(shutdown.drain_delay)),

@@ -336,6 +336,15 @@ pub(crate) struct RawRequests {
     pub(crate) embed_in_flight: Option<usize>,
     /// Longest a call may take, whatever it asks for; `"off"`: as long as it asks for.
     pub(crate) max_time: Option<Limit<Duration>>,
+    /// Which streams of `Generate` outlive the loss of their connection, to be taken up again: `asked`, those whose
+    /// request has `resume_from_token`; `always`, all; `off`, none.
+    pub(crate) resume: Option<Resume>,
+    /// How long such a stream is kept, and generated, while nobody reads it; how long its end is kept.
+    pub(crate) resume_window: Option<Human<Duration>>,
+    /// Bytes of messages kept for each; who has not read so much ends the request.
+    pub(crate) resume_buffer_bytes: Option<usize>,
+    /// Such streams at once, of one tenant its `queue_share` of them; more are refused.
+    pub(crate) resume_streams: Option<usize>,
 }
 
 /// How the server ends.
@@ -409,6 +418,19 @@ pub(crate) enum RawOnFailure {
     Restart,
     /// The process ends.
     Exit,
+}
+
+/// Which streams outlive the loss of their connection.
+#[derive(Clone, Copy, Debug, Default, Deserialize, JsonSchema, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Resume {
+    /// None.
+    Off,
+    /// Those whose request asks for it.
+    #[default]
+    Asked,
+    /// All.
+    Always,
 }
 
 /// How a log line looks.

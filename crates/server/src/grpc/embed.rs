@@ -1,6 +1,7 @@
 //! Vectors of one to many inputs, all or none.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use baichuan_engine::event::{Embedded, Event, Timings, Usage};
@@ -24,6 +25,38 @@ pub(super) struct By {
     pub(super) tenant: Arc<Tenant>,
     pub(super) arrived: Instant,
     pub(super) deadline: Option<Instant>,
+    pub(super) progress: Arc<Progress>,
+}
+
+/// How far a call's inputs have come, for who learns of its end before they do.
+#[derive(Debug, Default)]
+pub(super) struct Progress {
+    is_admitted: AtomicBool,
+    tokens: AtomicUsize,
+}
+
+impl Progress {
+    /// An input holds memory, and so many more of its tokens were computed.
+    fn computed(&self, tokens: usize) {
+        self.is_admitted.store(true, Ordering::Relaxed);
+        self.tokens.fetch_add(tokens, Ordering::Relaxed);
+    }
+
+    /// Tokens computed so far.
+    pub(super) fn usage(&self) -> Usage {
+        Usage {
+            prompt_tokens: self.tokens.load(Ordering::Relaxed),
+            ..Usage::default()
+        }
+    }
+
+    /// Whether it still waits.
+    pub(super) fn phase(&self) -> Phase {
+        match self.is_admitted.load(Ordering::Relaxed) {
+            true => Phase::Prefill,
+            false => Phase::Queued,
+        }
+    }
 }
 
 /// Answers an `Embed`.
@@ -43,13 +76,17 @@ pub(super) async fn embed(
         tenant: meta.identity()?.tenant.clone(),
         arrived: call.arrived,
         deadline: call.deadline,
+        progress: Arc::default(),
     };
     let _running = admission::begin(app, &by.tenant)?;
     let (name, inputs) = (&backend.info().name, request.inputs.len());
     let mut trace = operation::of_embed(meta.trace(), Some(inputs), name, id, by.arrived);
     let work = embed_all(app, id, &backend, &by, request);
     let outcome = call.run(work).await;
-    let outcome = outcome.unwrap_or_else(|interrupt| Err(interrupted(interrupt, Usage::default())));
+    let outcome = outcome.unwrap_or_else(|interrupt| {
+        let (phase, usage) = (by.progress.phase(), by.progress.usage());
+        Err(interrupted(interrupt, phase, usage))
+    });
     match &outcome {
         Ok(response) => {
             let timings = response.timings.unwrap_or_default();
@@ -66,12 +103,9 @@ pub(super) async fn embed(
 }
 
 /// The error of a call without a stream of messages to say it in.
-pub(super) fn interrupted(interrupt: Interrupt, usage: Usage) -> ApiError {
+pub(super) fn interrupted(interrupt: Interrupt, phase: Phase, usage: Usage) -> ApiError {
     match interrupt {
-        Interrupt::Deadline => ApiError::DeadlineExceeded {
-            phase: Phase::Prefill,
-            usage,
-        },
+        Interrupt::Deadline => ApiError::DeadlineExceeded { phase, usage },
         Interrupt::Aborted => ApiError::Aborted,
         Interrupt::ServerEnds => ApiError::Unavailable(Unavailable::Ended),
     }
@@ -182,9 +216,16 @@ pub(super) async fn one(
 ) -> Result<Embedded, ApiError> {
     let n_tokens = input.tokens.len();
     let mut events = submit(backend, id, input, options, by)?;
+    let mut n_computed = 0;
+    let mut computed = |until: usize| {
+        // A part may be computed twice, after a pause, and is counted once.
+        by.progress.computed(until.saturating_sub(n_computed));
+        n_computed = n_computed.max(until);
+    };
     loop {
         match events.next().await {
             Some(Event::Embedded(embedded)) => {
+                computed(n_tokens);
                 if let Some(metrics) = app.metrics.model(&backend.info().name) {
                     metrics.embed_inputs.inc();
                     metrics.embed_input_tokens.observe(n_tokens as f64);
@@ -192,7 +233,8 @@ pub(super) async fn one(
                 return Ok(embedded);
             }
             Some(Event::Failed(error)) => return Err(error.into()),
-            Some(Event::Prompt(_) | Event::Prefilled(_)) => {}
+            Some(Event::Prompt(_)) => computed(0),
+            Some(Event::Prefilled(part)) => computed(part.start + part.tokens),
             Some(Event::Delta(_) | Event::Finished(_)) | None => {
                 return Err(ApiError::Internal {
                     cause: "a backend did not answer an embedding with a vector".into(),

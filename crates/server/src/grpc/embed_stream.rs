@@ -15,7 +15,7 @@ use tonic::{Status, Streaming};
 use super::admission;
 use super::convert::embed::{self, Options};
 use super::convert::{Findings, events, model, operation, prompt};
-use super::embed::{By, interrupted, one};
+use super::embed::{By, Progress, interrupted, one};
 use super::meta::{Meta, failure};
 use super::pipeline::transport_error;
 use crate::app::App;
@@ -151,7 +151,13 @@ async fn next(
             return Some((Ok(answer), Some(ongoing)));
         }
         Ok(Some(Err(error))) => error,
-        Err(interrupt) => interrupted(interrupt, Usage::default()),
+        Err(interrupt) => {
+            let usage = Usage {
+                prompt_tokens: ongoing.tokens,
+                ..Usage::default()
+            };
+            interrupted(interrupt, Phase::Prefill, usage)
+        }
     };
     outcome.error = Some(error.kind());
     ongoing.trace.end(&outcome);
@@ -169,14 +175,13 @@ async fn answer(
     let request = request.map_err(|status| reading(&status))?;
     let index = request.index;
     let limit = shared.time_limit;
-    let work = embed_one(&shared, request);
+    let progress = Arc::<Progress>::default();
+    let work = embed_one(&shared, request, progress.clone());
     let outcome = match limit {
-        Some(limit) => tokio::time::timeout(limit, work)
-            .await
-            .unwrap_or(Err(ApiError::DeadlineExceeded {
-                phase: Phase::Prefill,
-                usage: Usage::default(),
-            })),
+        Some(limit) => tokio::time::timeout(limit, work).await.unwrap_or_else(|_| {
+            let (phase, usage) = (progress.phase(), progress.usage());
+            Err(ApiError::DeadlineExceeded { phase, usage })
+        }),
         None => work.await,
     };
     let info = shared.backend.info();
@@ -189,7 +194,7 @@ async fn answer(
             }
             (
                 v1::embed_stream_response::Result::Error(item_error(&shared, &error)),
-                0,
+                progress.usage().prompt_tokens,
             )
         }
     };
@@ -211,6 +216,7 @@ async fn answer(
 async fn embed_one(
     shared: &Arc<Shared>,
     request: v1::EmbedStreamRequest,
+    progress: Arc<Progress>,
 ) -> Result<(v1::Embedding, usize), ApiError> {
     let arrived = Instant::now();
     let (app, options, info) = (&shared.app, shared.options, shared.backend.info());
@@ -249,6 +255,7 @@ async fn embed_one(
         tenant: shared.tenant.clone(),
         arrived,
         deadline: [own_deadline, shared.deadline].into_iter().flatten().min(),
+        progress,
     };
     let charge = admission::charge(app, &by.tenant, 1, input.tokens.len())?;
     let embedded = one(app, &shared.backend, id, input, &options, &by).await;

@@ -41,6 +41,8 @@ pub(super) struct Generation {
     /// When the first token of all was chosen.
     first_token: Option<Instant>,
     completions: Vec<Completion>,
+    /// Told so far, of all completions.
+    n_told: u64,
     pending: VecDeque<Result<WireEvent, ApiError>>,
     /// Why it failed, if it did.
     failure: Option<&'static str>,
@@ -91,6 +93,7 @@ pub(super) async fn start(
         prompt_tokens: submitted.prompt_tokens,
         first_token: None,
         completions: vec![Completion::default(); submitted.n as usize],
+        n_told: 0,
         pending: VecDeque::new(),
         failure: None,
         ended: false,
@@ -261,6 +264,7 @@ impl Generation {
     fn grown(&mut self, delta: Delta) {
         let n_new = delta.token_ids.len();
         self.tenant.used_completion(n_new);
+        self.n_told += n_new as u64;
         if self.first_token.is_none() {
             self.first_token(delta.at);
         }
@@ -290,6 +294,7 @@ impl Generation {
                 Vec::new()
             },
             logprobs: events::logprobs(delta.logprobs),
+            tokens_so_far: self.n_told,
         })));
     }
 
@@ -362,6 +367,23 @@ impl Generation {
             self.failure = Some(ApiError::Aborted.kind());
             self.app.metrics.cancelled(phase);
         }
+    }
+
+    /// It may take no longer than until `deadline`.
+    pub(super) fn shorten(&mut self, deadline: Instant) {
+        self.call.shorten(deadline);
+    }
+
+    /// Ends it for a caller who does not read, or has been away for too much of it.
+    pub(super) fn cut_off(&mut self) -> ApiError {
+        self.events = None;
+        self.ended = true;
+        self.pending.clear();
+        let error = ApiError::slow_client(
+            "the stream's buffer is full of what was not read (requests.resume_buffer_bytes)",
+        );
+        self.failure = Some(error.kind());
+        error
     }
 
     fn fail(&mut self, error: ApiError) {

@@ -9,8 +9,10 @@ use futures::stream::{self, BoxStream, StreamExt};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::generate::Generation;
+use super::lifeline::Lifeline;
 use super::meta::{Meta, answer, failure};
-use super::{embed, embed_stream, generate, generate_unary, text};
+use super::resume::Reader;
+use super::{embed, embed_stream, generate, generate_unary, resume, text};
 use crate::app::App;
 use crate::error::ApiError;
 
@@ -27,8 +29,14 @@ impl InferenceService for Inference {
         request: Request<v1::GenerateRequest>,
     ) -> Result<Response<Self::GenerateStream>, Status> {
         let meta = Meta::of(&request);
+        let lifeline = request.extensions().get::<Lifeline>().cloned();
         let request = request.into_inner();
         let id = meta.request_id(&request.request_id);
+        if resume::is_wanted(&self.0, &request) {
+            let lifeline = lifeline.unwrap_or_default();
+            let reader = resume::open(&self.0, &id, &meta, lifeline, request).await;
+            return answer(&self.0, &id, reader.map(Reader::messages));
+        }
         let started = generate::start(&self.0, &id, &meta, request).await;
         answer(
             &self.0,
@@ -47,6 +55,14 @@ impl InferenceService for Inference {
             return answer(&self.0, &id, Err(ApiError::invalid("request", "must be set")));
         };
         let id = meta.request_id(&request.request_id);
+        if request.resume_from_token.is_some() {
+            let only = "only streams of Generate can be taken up, not unary calls";
+            return answer(
+                &self.0,
+                &id,
+                Err(ApiError::invalid("request.resume_from_token", only)),
+            );
+        }
         let collected = async {
             let generation = generate::start(&self.0, &id, &meta, request).await;
             generate_unary::collect(generation.map_err(in_request)?).await

@@ -117,11 +117,14 @@ impl Meta {
 
     /// How long the call may take: the least of `grpc-timeout`, the message's limit and the server's.
     pub(super) fn limit(&self, app: &App, time_limit_ms: Option<u32>) -> Option<Duration> {
+        let own = self.own_limit(time_limit_ms);
+        [own, app.config.requests.max_time].into_iter().flatten().min()
+    }
+
+    /// How long the call may take by its caller's will: the lesser of `grpc-timeout` and the message's limit.
+    pub(super) fn own_limit(&self, time_limit_ms: Option<u32>) -> Option<Duration> {
         let own = time_limit_ms.map(|ms| Duration::from_millis(ms.into()));
-        [self.timeout, own, app.config.requests.max_time]
-            .into_iter()
-            .flatten()
-            .min()
+        [self.timeout, own].into_iter().flatten().min()
     }
 }
 

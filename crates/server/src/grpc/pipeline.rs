@@ -21,6 +21,7 @@ use tower::Service;
 use tracing::{Instrument, Span};
 
 use super::Face;
+use super::lifeline::Lifeline;
 use super::meta::{failure, is_request_id, new_request_id};
 use super::status::REQUEST_ID;
 use crate::app::App;
@@ -36,6 +37,9 @@ const LIMITED: [&str; 3] = [
     "/vllm.grpc.engine.VllmEngine/Generate",
     "/vllm.grpc.engine.VllmEngine/Embed",
 ];
+
+/// The one method whose response asks how it ended.
+const GENERATE: &str = "/baichuan.v1.InferenceService/Generate";
 
 /// The way of every call to the services and back.
 #[derive(Clone)]
@@ -68,7 +72,16 @@ impl Pipeline {
         request: Request<Incoming>,
         peer: Arc<Peer>,
     ) -> Result<Response<Watched>, Infallible> {
-        let mut request = request.map(Body::new);
+        let mut request = match request.uri().path() {
+            GENERATE => {
+                let (parts, body) = request.into_parts();
+                let (body, lifeline) = Lifeline::of(body);
+                let mut request = Request::from_parts(parts, body);
+                request.extensions_mut().insert(lifeline);
+                request
+            }
+            _ => request.map(Body::new),
+        };
         let id = name(request.headers_mut());
         let mut rpc = self.app.metrics.rpc.start(request.uri().path(), |method| {
             CallTrace::begin(&self.app.otlp, method, request.headers())

@@ -9,7 +9,7 @@ use tonic::metadata::MetadataMap;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
-use crate::error::{ApiError, Denied, Exhausted, Unavailable, Unproven};
+use crate::error::{ApiError, Denied, Exhausted, NotResumable, Unavailable, Unproven};
 
 /// Domain of every `ErrorInfo`.
 pub(crate) const DOMAIN: &str = "baichuan.v1";
@@ -39,6 +39,7 @@ pub(crate) fn status(error: &ApiError, id: &RequestId) -> Status {
             inform(&mut details, "REQUEST_NOT_FOUND", [("request_id", id.clone())]);
             Code::NotFound
         }
+        ApiError::NotResumable(why) => not_resumable(why, &message, &mut details),
         ApiError::Exhausted {
             reason, retry_after, ..
         } => {
@@ -111,6 +112,31 @@ pub(crate) fn status(error: &ApiError, id: &RequestId) -> Status {
     name(&mut metadata, id);
     truncate(&mut message);
     Status::with_error_details_and_metadata(code, message, details, metadata)
+}
+
+/// What is told of a stream that cannot be taken up.
+fn not_resumable(why: &NotResumable, message: &str, details: &mut ErrorDetails) -> Code {
+    let field = "resume_from_token";
+    match why {
+        NotResumable::Unknown { id } => {
+            inform(details, "STREAM_NOT_FOUND", [("request_id", id.clone())]);
+            Code::NotFound
+        }
+        NotResumable::Ahead { told, .. } => {
+            inform(details, "TOKENS_NOT_TOLD", [("tokens", told.to_string())]);
+            details.add_bad_request_violation(field, message);
+            Code::OutOfRange
+        }
+        NotResumable::Forgotten { oldest, .. } => {
+            inform(details, "TOKENS_FORGOTTEN", [("oldest", oldest.to_string())]);
+            details.add_bad_request_violation(field, message);
+            Code::FailedPrecondition
+        }
+        NotResumable::Elsewhere => {
+            inform(details, "STREAM_TAKEN_UP", []);
+            Code::Aborted
+        }
+    }
 }
 
 /// Names a request in metadata.

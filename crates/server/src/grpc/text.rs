@@ -11,7 +11,7 @@ use super::convert::{Findings, clamp, text_error};
 use super::embed::interrupted;
 use super::meta::{Meta, check_request_id};
 use crate::app::App;
-use crate::error::ApiError;
+use crate::error::{ApiError, Phase};
 
 /// Answers a `Tokenize`.
 pub(super) async fn tokenize(
@@ -64,7 +64,8 @@ pub(super) async fn tokenize(
         Ok::<_, ApiError>((token_ids, tokens, rendered))
     });
     let done = call.run(work).await;
-    let (token_ids, tokens, rendered) = done.map_err(|i| interrupted(i, Default::default()))???;
+    let (token_ids, tokens, rendered) =
+        done.map_err(|i| interrupted(i, Phase::Queued, Default::default()))???;
     Ok(v1::TokenizeResponse {
         token_ids,
         tokens,
@@ -104,7 +105,7 @@ pub(super) async fn detokenize(
     );
     let work = app.text.run(move || tokenizer.decode(&request.token_ids, skip));
     let done = call.run(work).await;
-    let decoded = done.map_err(|i| interrupted(i, Default::default()))??;
+    let decoded = done.map_err(|i| interrupted(i, Phase::Queued, Default::default()))??;
     Ok(v1::DetokenizeResponse {
         text: decoded.map_err(|e| text_error(&e, "token_ids"))?,
         model: info.name.clone(),

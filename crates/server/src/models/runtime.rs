@@ -1,14 +1,13 @@
 //! Adds a model to a running server, and takes one away; the others notice nothing.
 
-use std::sync::{Arc, PoisonError, Weak};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use baichuan_engine::stats::EngineHealth;
-use baichuan_engine::{Backend, LoadProgress};
+use baichuan_engine::LoadProgress;
 use tokio::runtime::Handle;
 
 use super::loading::{LoadObserver, load_blocking};
-use super::{Model, Models};
+use super::{Model, Models, watch};
 use crate::app::App;
 use crate::config::ModelConfig;
 use crate::error::{ApiError, Unavailable};
@@ -39,11 +38,12 @@ pub(crate) async fn load(app: &Arc<App>, config: ModelConfig) -> Result<Arc<Mode
         models,
         model: &model,
     };
+    let on_failure = config.engine.on_failure;
     let loaded = load_blocking(config, registry, Arc::new(Unobserved)).await;
     let backend = loaded.map_err(|e| ApiError::invalid("config", e.to_string()))?;
-    let _ = model.backend.set(backend.clone()); // nobody else sets it
+    let _ = model.backend.set(backend); // nobody else sets it
     drop(listed);
-    watchers.spawn(watch(Arc::downgrade(app), backend));
+    watchers.spawn(watch(Arc::downgrade(app), Arc::downgrade(&model), on_failure));
     while watchers.try_join_next().is_some() {}
     app.refresh_health().await;
     Ok(model)
@@ -100,27 +100,6 @@ impl Drop for Listed<'_> {
             self.models
                 .change(|served| served.retain(|m| !Arc::ptr_eq(m, self.model)));
         }
-    }
-}
-
-/// Publishes how an engine is, until it has died.
-async fn watch(app: Weak<App>, backend: Arc<dyn Backend>) {
-    let name = backend.info().name.clone();
-    let mut stats = backend.stats();
-    drop(backend);
-    let mut health = EngineHealth::Running;
-    while let Ok(now) = stats.wait_for(|s| s.health != health).await.map(|s| s.health) {
-        health = now;
-        let Some(app) = app.upgrade() else { return };
-        tracing::warn!(model = name, ?health, "the engine's health changed");
-        app.refresh_health().await;
-    }
-    // Silent where the model was unloaded, or the server ends.
-    if let Some(app) = app.upgrade()
-        && app.models.iter().any(|m| m.name == name)
-    {
-        tracing::error!(model = name, "the engine has stopped");
-        app.refresh_health().await;
     }
 }
 

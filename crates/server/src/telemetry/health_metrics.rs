@@ -1,6 +1,7 @@
-//! The server's health, as it is when `/metrics` is asked for.
+//! The health of the server and of each model, as it is when `/metrics` is asked for.
 
 use std::fmt;
+use std::sync::Arc;
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
@@ -10,16 +11,18 @@ use tokio::sync::watch;
 
 use super::names;
 use crate::health::State;
+use crate::models::Models;
 
 /// Reads what was last published of the server.
 #[derive(Debug)]
 pub(super) struct HealthMetrics {
     state: watch::Receiver<State>,
+    models: Arc<Models>,
 }
 
 impl HealthMetrics {
-    pub(super) fn new(state: watch::Receiver<State>) -> Self {
-        Self { state }
+    pub(super) fn new(state: watch::Receiver<State>, models: Arc<Models>) -> Self {
+        Self { state, models }
     }
 }
 
@@ -32,6 +35,12 @@ impl Collector for HealthMetrics {
         ] {
             let gauge = ConstGauge::new(u64::from(holds));
             gauge.encode(encoder.encode_descriptor(name, help, None, MetricType::Gauge)?)?;
+        }
+        let help = "Whether a model is loaded and its engine runs";
+        let mut family = encoder.encode_descriptor(names::MODEL_READY, help, None, MetricType::Gauge)?;
+        for model in self.models.iter() {
+            let labels = [("model_name", model.name())];
+            ConstGauge::new(u64::from(model.is_ready())).encode(family.encode_family(&labels)?)?;
         }
         Ok(())
     }
@@ -47,14 +56,16 @@ mod tests {
     #[test]
     fn what_was_published_last_is_what_is_read() {
         let (published, state) = watch::channel(State::default());
+        let models = Arc::new(Models::new(["m".to_owned()], "m"));
         let mut registry = Registry::default();
-        registry.register_collector(Box::new(HealthMetrics::new(state)));
+        registry.register_collector(Box::new(HealthMetrics::new(state, models)));
         let read = || {
             let mut text = String::new();
             text::encode(&mut text, &registry).unwrap();
             text
         };
         assert!(read().contains("baichuan_ready 0\n"));
+        assert!(read().contains("baichuan_model_ready{model_name=\"m\"} 0\n"));
         published.send_replace(State {
             live: true,
             ready: true,

@@ -19,11 +19,13 @@ use super::engine_metrics::EngineMetrics;
 use super::health_metrics::HealthMetrics;
 use super::otlp::ExportCounts;
 use super::rpc_metrics::RpcMetrics;
+use super::stream_metrics::StreamMetrics;
 use super::tenant_metrics::TenantMetrics;
 use super::tls_metrics::TlsMetrics;
 use super::{exposition, names};
 use crate::build_info;
-use crate::error::{ApiError, Exhausted, Phase};
+use crate::error::{ApiError, Exhausted, NotResumable, Phase};
+use crate::grpc::resume::Streams;
 use crate::grpc::status::exhausted;
 use crate::health::State;
 use crate::identity::tenant::Tenants;
@@ -160,6 +162,7 @@ pub(crate) struct Metrics {
     reloads: Family<ReloadLabels, Counter>,
     tenant_rejected: Family<TenantReasonLabels, Counter>,
     pub(crate) handshake_failures: Counter,
+    pub(crate) streams: StreamMetrics,
     /// By name, made when a model is first asked for.
     models: Mutex<BTreeMap<String, Arc<ModelMetrics>>>,
     of_model: Box<dyn Fn(&str) -> ModelMetrics + Send + Sync>,
@@ -215,6 +218,7 @@ impl Metrics {
         health: watch::Receiver<State>,
         tenants: Arc<Tenants>,
         tls: Option<Arc<Watched<Tls>>>,
+        streams: Arc<Streams>,
         exports: &ExportCounts,
     ) -> Self {
         let mut registry = Registry::default();
@@ -316,8 +320,9 @@ impl Metrics {
             .set(1);
         register(r, names::BUILD_INFO, "What this program is", build);
         let rpc = RpcMetrics::register(r);
+        let streams = StreamMetrics::register(r, streams);
         r.register_collector(Box::new(EngineMetrics::new(models.clone())));
-        r.register_collector(Box::new(HealthMetrics::new(health)));
+        r.register_collector(Box::new(HealthMetrics::new(health, models.clone())));
         r.register_collector(Box::new(TenantMetrics::new(tenants, models.clone())));
         if let Some(tls) = tls {
             r.register_collector(Box::new(TlsMetrics::new(tls)));
@@ -358,6 +363,7 @@ impl Metrics {
             reloads,
             tenant_rejected,
             handshake_failures,
+            streams,
             models: Mutex::new(models),
             of_model: Box::new(of_model),
             rpc,
@@ -380,6 +386,11 @@ impl Metrics {
         let reject = match error {
             ApiError::Invalid(_) => RejectLabel::Invalid,
             ApiError::UnknownModel { .. } | ApiError::UnknownRequest { .. } => RejectLabel::NotFound,
+            ApiError::NotResumable(why) => match why {
+                NotResumable::Unknown { .. } => RejectLabel::NotFound,
+                NotResumable::Ahead { .. } | NotResumable::Forgotten { .. } => RejectLabel::Invalid,
+                NotResumable::Elsewhere => return,
+            },
             ApiError::Unavailable(_) => RejectLabel::Unavailable,
             ApiError::Unsupported { .. } => RejectLabel::Unsupported,
             ApiError::Unauthenticated(_) => RejectLabel::Unauthenticated,

@@ -65,6 +65,14 @@ pub(crate) const TENANT_RUNNING: &str = "baichuan_tenant_running";
 pub(crate) const TENANT_WAITING: &str = "baichuan_tenant_waiting";
 /// Share of its tokens per minute that a tenant has used.
 pub(crate) const TENANT_QUOTA_USED: &str = "baichuan_tenant_quota_used_ratio";
+/// Connections lost under a stream that can be taken up.
+pub(crate) const STREAMS_LOST: &str = "baichuan_streams_lost";
+/// Streams taken up again.
+pub(crate) const STREAMS_RESUMED: &str = "baichuan_streams_resumed";
+/// Running streams that were lost and not taken up in time.
+pub(crate) const STREAMS_EXPIRED: &str = "baichuan_streams_expired";
+/// Streams that can be taken up now.
+pub(crate) const STREAMS_KEPT: &str = "baichuan_streams_kept";
 /// TLS handshakes that failed.
 pub(crate) const HANDSHAKE_FAILURES: &str = "baichuan_tls_handshake_failures";
 /// When the server's certificate ends, in seconds since 1970.
@@ -89,6 +97,8 @@ pub(crate) const EMBED_INPUT_TOKENS: &str = "baichuan_embed_input_tokens";
 pub(crate) const READY: &str = "baichuan_ready";
 /// Whether no engine has died, 1 or 0.
 pub(crate) const LIVE: &str = "baichuan_live";
+/// Whether a model is loaded and its engine runs.
+pub(crate) const MODEL_READY: &str = "baichuan_model_ready";
 /// What a model is, in labels.
 pub(crate) const MODEL_INFO: &str = "baichuan_model_info";
 /// What this program is, in labels.

@@ -310,7 +310,7 @@ async fn a_time_limit_counts_in_the_queue_too() {
     running.next().await.unwrap();
     server.fake.steps.shut();
     let late = v1::GenerateRequest {
-        time_limit_ms: Some(50),
+        time_limit_ms: Some(500),
         ..generation("y", 1)
     };
     let refused = refusal(server.client.generate_unary(late).await);

@@ -4,6 +4,7 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use super::*;
+use crate::config::RequestsConfig;
 
 /// Streams that run at once; their tokens fall into different buckets.
 const STREAMS: u32 = 64;
@@ -17,7 +18,9 @@ fn the_cost_of_a_token_is_far_below_the_time_it_takes() {
     let models = Arc::new(Models::new(["m".to_owned()], "m"));
     let (_health, state) = watch::channel(State::default());
     let tenants = Arc::new(Tenants::new(&[]));
-    let metrics = Metrics::new(&models, state, tenants, None, &ExportCounts::default());
+    let streams = Arc::new(Streams::new(&RequestsConfig::default()));
+    let exports = ExportCounts::default();
+    let metrics = Metrics::new(&models, state, tenants, None, streams, &exports);
     let model = metrics.model("m").unwrap();
     let started = Instant::now();
     for token in 0..TOKENS {

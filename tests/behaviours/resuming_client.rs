@@ -1,0 +1,157 @@
+//! The client library and the program take a broken stream up again by themselves.
+
+use std::process::Stdio;
+use std::time::Duration;
+
+use baichuan_client::Completion;
+use e2e::{Fake, Gate, Setup, TestServer, Wire, program, signal, text, until_idle, until_load, within};
+use tokio::process::Command;
+
+const PATIENCE: Duration = Duration::from_secs(60);
+const LOST: &str = "baichuan_streams_lost_total";
+
+fn setup(gate: &Gate) -> Setup {
+    Setup::fake(Fake::gated(gate)).with("listen.admin", "127.0.0.1:0")
+}
+
+async fn whole(server: &TestServer, max_tokens: u32) -> Completion {
+    let generation = server.client.generate(text("Go on", max_tokens)).await.unwrap();
+    generation.collect().await.unwrap()
+}
+
+#[tokio::test]
+async fn a_stream_cut_again_and_again_comes_whole() {
+    let gate = Gate::new();
+    let server = TestServer::start(setup(&gate)).await;
+    let whole = whole(&server, 60).await;
+    let wire = Wire::to(server.address).await;
+    gate.close();
+    let client = wire.connect().await;
+    let request = text("Go on", 60);
+    let mut generation = client.generate_resumable(request, PATIENCE).await.unwrap();
+    let mut parts = Completion::default();
+    for cut in 1..=4 {
+        gate.allow(10);
+        while parts.choices.first().map_or(0, |c| c.token_ids.len()) < cut * 10 - 2 {
+            parts.push(within("an event", generation.next()).await.unwrap().unwrap());
+        }
+        wire.cut();
+        server.until_metric(LOST, cut as f64).await;
+    }
+    gate.open();
+    while let Some(event) = within("the rest", generation.next()).await.unwrap() {
+        parts.push(event);
+    }
+    assert_eq!(parts.choices[0].token_ids, whole.choices[0].token_ids);
+    assert_eq!(parts.choices[0].text, whole.choices[0].text);
+    drop((generation, client));
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_stream_outlives_a_connection_that_the_server_asks_to_go() {
+    let gate = Gate::new();
+    let setup = setup(&gate)
+        .with("grpc.max_connection_age", "300ms")
+        .with("grpc.max_connection_age_grace", "100ms");
+    let patient = TestServer::fake().await;
+    let whole = whole(&patient, 60).await;
+    patient.stop().await;
+    let server = TestServer::start(setup).await;
+    gate.close();
+    let client = server.connect().await;
+    let request = text("Go on", 60);
+    let generation = client.generate_resumable(request, PATIENCE).await.unwrap();
+    let collected = tokio::spawn(generation.collect());
+    gate.allow(10);
+    server.until_metric(LOST, 1.0).await;
+    gate.allow(10);
+    server.until_metric(LOST, 2.0).await;
+    gate.open();
+    let parts = within("the stream", collected).await.unwrap().unwrap();
+    assert_eq!(parts.choices[0].token_ids, whole.choices[0].token_ids);
+    drop(client);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn where_nobody_answers_any_more_the_loss_is_told() {
+    let gate = Gate::new();
+    let server = TestServer::start(setup(&gate)).await;
+    let wire = Wire::to(server.address).await;
+    gate.close();
+    let client = wire.connect().await;
+    let request = text("Go on", 60);
+    let patience = Duration::from_millis(200);
+    let mut generation = client.generate_resumable(request, patience).await.unwrap();
+    gate.allow(3);
+    within("an event", generation.next()).await.unwrap().unwrap();
+    drop(wire);
+    let error = loop {
+        match within("the loss", generation.next()).await {
+            Ok(event) => assert!(event.is_some()),
+            Err(error) => break error,
+        }
+    };
+    assert!(error.code().is_some(), "{error:?}");
+    gate.open();
+    drop((generation, client));
+    server.stop().await;
+}
+
+fn baichuan(wire: &Wire, arguments: &[&str]) -> Command {
+    let mut command = program("baichuan");
+    command
+        .args([
+            "generate",
+            "Go on",
+            "--temperature",
+            "0",
+            "--ignore-eos",
+            "--resume=60",
+        ])
+        .args(arguments)
+        .env("BAICHUAN_SERVER", wire.address.to_string())
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    command
+}
+
+#[tokio::test]
+async fn the_program_prints_a_cut_answer_whole() {
+    let gate = Gate::new();
+    let server = TestServer::start(setup(&gate)).await;
+    let whole = whole(&server, 60).await;
+    let wire = Wire::to(server.address).await;
+    gate.close();
+    let running = baichuan(&wire, &["--max-tokens", "60"]).spawn().unwrap();
+    gate.allow(20);
+    until_load(&server.client, "", |load| load.generated_tokens_total >= 60 + 10).await;
+    wire.cut();
+    server.until_metric(LOST, 1.0).await;
+    gate.open();
+    let output = within("the program", running.wait_with_output()).await.unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let printed = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(printed, format!("{}\n", whole.choices[0].text));
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn ctrl_c_ends_a_kept_request_on_the_server_too() {
+    let gate = Gate::new();
+    let server = TestServer::start(setup(&gate).with("requests.resume_window", "1h")).await;
+    let wire = Wire::to(server.address).await;
+    gate.close();
+    let running = baichuan(&wire, &["--max-tokens", "4000"]).spawn().unwrap();
+    gate.allow(20);
+    until_load(&server.client, "", |load| load.generated_tokens_total >= 10).await;
+    signal(running.id().unwrap(), "INT").await;
+    let output = within("the program", running.wait_with_output()).await.unwrap();
+    assert_eq!(output.status.code(), Some(130), "{output:?}");
+    gate.open();
+    let load = until_idle(&server.client, "").await;
+    assert!(load.generated_tokens_total < 1000, "{load:?}");
+    server.stop().await;
+}
