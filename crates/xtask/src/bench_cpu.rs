@@ -5,8 +5,8 @@
 //! that a share of it is a share of what the machine gave at the time.
 
 mod peers;
-pub(crate) mod program;
-pub(crate) mod report;
+mod program;
+mod report;
 
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -66,7 +66,7 @@ pub(crate) enum Numbers {
 }
 
 impl Numbers {
-    pub(crate) fn name(self) -> &'static str {
+    fn name(self) -> &'static str {
         match self {
             Self::Bf16 => "bf16",
             Self::Ggml(format) => format.name(),

@@ -1,15 +1,19 @@
-//! Rules of the house that no compiler checks: which crate may know which, and what a source file may hold.
+//! Rules of the house that no compiler checks: which crate may know which, what a source file may hold, and that the tests
+//! which a page of documentation names exist.
 //!
 //! Every fault is reported with its file and line; `docs/ARCHITECTURE.md` says why the rules are as they are.
 
 mod arrows;
+mod shown;
 mod source;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
+use shown::PAGES;
 
 /// A broken rule.
 #[derive(Debug, PartialEq, Eq)]
@@ -35,14 +39,23 @@ pub(crate) fn run() -> anyhow::Result<()> {
         collect(&root, &PathBuf::from(folder), &mut files)?;
     }
     let mut faults = Vec::new();
+    let mut sources = BTreeMap::new();
     for file in &files {
         let read =
             || fs::read_to_string(root.join(file)).with_context(|| format!("cannot read {}", file.display()));
         match file.extension().and_then(|extension| extension.to_str()) {
-            Some("rs") => faults.extend(source::check(file, &read()?)),
+            Some("rs") => {
+                let text = read()?;
+                faults.extend(source::check(file, &text));
+                sources.insert(file.clone(), text);
+            }
             Some("toml") if file.ends_with("Cargo.toml") => faults.extend(arrows::check(file, &read()?)?),
             _ => {}
         }
+    }
+    for page in PAGES {
+        let text = fs::read_to_string(root.join(page)).with_context(|| format!("cannot read {page}"))?;
+        faults.extend(shown::check(Path::new(page), &text, &sources));
     }
     if faults.is_empty() {
         return Ok(());
