@@ -21,7 +21,7 @@ import grpc
 
 from pair import Observed
 
-STREAMS, REQUESTS, PROMPT_TOKENS, MAX_TOKENS = 64, 256, 16, 128
+STREAMS, REQUESTS, PROMPT_TOKENS, MAX_TOKENS = 64, 2048, 16, 128
 WAYS = ("alone", "scraped", "scraped and traced")
 SETTINGS = ["engine.max_sequences=64", "engine.cache.context_tokens=32768"]
 

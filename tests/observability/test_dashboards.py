@@ -12,10 +12,8 @@ import unittest
 import picture
 from watched import Watched, dashboards, filled, panels
 
-TENANTS = "without identities there are no tenants"
 GPU = "DCGM's exporter measures it, on machines with a GPU"
 LATER = {
-    **{("tenants", panel["title"]): TENANTS for panel in panels(dashboards()["tenants"])},
     **{("gpu", panel["title"]): GPU for panel in panels(dashboards()["gpu"])},
 }
 # Nothing by nothing is no number: the engine looks nothing up in a cache of prefixes.

@@ -2,7 +2,8 @@
 
 usage: tests/routers/run.sh SERVER_BINARY CHECKPOINT_DIR measure.py -s -p no:randomly   (as a test, so that it finds its client)
        MEASURE_HEAVY: a checkpoint whose tokens cost so much that client and router do not count (the first part is left
-                      out without), GUIDELLM: the program, MEASURE_SECONDS: of each of the two runs (40)
+                      out without; with a tokenizer.json, which GuideLLM reads), MEASURE_SHAPE: tokens of prompt and
+                      answer (16x16), GUIDELLM: the program, MEASURE_SECONDS: of each of the two runs (40)
 """
 
 import contextlib
@@ -24,7 +25,8 @@ from fleet import MODEL, Gateway, Worker
 HEAVY = os.environ.get("MEASURE_HEAVY")
 GUIDELLM = os.environ.get("GUIDELLM", "guidellm")
 SECONDS = os.environ.get("MEASURE_SECONDS", "40")
-PROMPT_TOKENS, OUTPUT_TOKENS, STREAMS_PER_WORKER = 16, 16, 4
+PROMPT_TOKENS, OUTPUT_TOKENS = map(int, os.environ.get("MEASURE_SHAPE", "16x16").split("x"))
+STREAMS_PER_WORKER = 4
 ALONE = 300
 
 

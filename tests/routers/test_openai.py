@@ -1,6 +1,8 @@
 """The OpenAI client through SMG: every answer is the one that the own interface gives."""
 
 import json
+import os
+import pathlib
 import re
 
 import openai
@@ -209,3 +211,19 @@ def test_a_router_on_another_machine_takes_the_tokenizer_from_the_worker(apart):
     worker, client = apart
     assert chat(client, max_tokens=24, temperature=0).choices[0].message.content == own_chat(worker).choices[0].text
     assert worker.value("grpc_server_handled_total", grpc_method="GetTokenizer", grpc_code="OK") >= 1
+
+
+@pytest.fixture(scope="module")
+def sentencepiece_alone(tmp_path_factory):
+    """A checkpoint as many are published, without the tokenizer.json that SMG wants."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    for file in pathlib.Path(os.environ["BAICHUAN_CHECKPOINT"]).resolve().iterdir():
+        if file.is_file() and file.name != "tokenizer.json":
+            (folder / file.name).symlink_to(file)
+    with Worker(checkpoint=folder) as worker, Gateway([worker]) as smg:
+        yield worker, smg.client()
+
+
+def test_a_checkpoint_with_sentencepiece_alone_is_served_all_the_same(sentencepiece_alone):
+    worker, client = sentencepiece_alone
+    assert chat(client, max_tokens=24, temperature=0).choices[0].message.content == own_chat(worker).choices[0].text

@@ -5,8 +5,8 @@
 //! that a share of it is a share of what the machine gave at the time.
 
 mod peers;
-mod program;
-mod report;
+pub(crate) mod program;
+pub(crate) mod report;
 
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -66,7 +66,7 @@ pub(crate) enum Numbers {
 }
 
 impl Numbers {
-    fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Bf16 => "bf16",
             Self::Ggml(format) => format.name(),

@@ -3,6 +3,7 @@
 use clap::{Parser, Subcommand};
 
 mod bench_cpu;
+mod bench_families;
 #[cfg(feature = "cuda")]
 mod bench_gpu;
 mod codegen;
@@ -21,6 +22,8 @@ struct Args {
 enum Command {
     /// Measure the model on this machine's processor, through the server; needs `cargo build-m1`.
     BenchCpu(bench_cpu::Args),
+    /// Measure another family through mistral.rs beside the model, and both in one server; needs `cargo build --release --bins`.
+    BenchFamilies(bench_families::Args),
     /// Generate crates/proto/src/generated from /proto.
     Codegen {
         /// Change nothing; fail if the checked-in code differs.
@@ -43,6 +46,7 @@ fn main() -> anyhow::Result<()> {
         #[cfg(feature = "cuda")]
         Command::BenchGpu(args) => bench_gpu::run(args),
         Command::BenchCpu(args) => bench_cpu::run(&args),
+        Command::BenchFamilies(args) => bench_families::run(&args),
         Command::Codegen { check } => codegen::run(check),
         Command::Golden => golden::run(),
         Command::MakeModel(args) => make_model::run(args),

@@ -95,6 +95,48 @@ fn nothing_else_knows_the_example() {
     assert_eq!(knowing, [Path::new("crates/xtask/src/tidy/arrows.rs")]);
 }
 
+/// `register.patch` puts the example into the server: a dependency in its manifest, and one line of code.
+#[test]
+fn one_line_of_code_registers_it_in_the_server() {
+    let root = repository();
+    let patch = fs::read_to_string(root.join("examples/bigram-plugin/register.patch")).unwrap();
+    let mut added = Vec::new();
+    for file in patch.split("--- a/").skip(1) {
+        let (name, rest) = file.split_once('\n').unwrap();
+        let hunks = rest
+            .split("\n@@ ")
+            .skip(1)
+            .map(|hunk| hunk.split_once('\n').unwrap().1);
+        let text = fs::read_to_string(root.join(name)).unwrap();
+        for hunk in hunks {
+            let before = hunk.lines().filter(|line| !line.starts_with('+'));
+            let before: String = before
+                .map(|line| format!("{}\n", line.get(1..).unwrap_or_default()))
+                .collect();
+            assert!(
+                text.contains(&before),
+                "{name} is not as the patch has it:\n{before}"
+            );
+            let lines = hunk.lines().filter_map(|line| line.strip_prefix('+'));
+            added.extend(lines.map(|line| (name, line.trim())));
+            assert!(hunk.lines().all(|line| !line.starts_with('-')), "nothing goes");
+        }
+    }
+    assert_eq!(
+        added,
+        [
+            (
+                "crates/server/Cargo.toml",
+                r#"bigram-plugin = { path = "../../examples/bigram-plugin" }"#
+            ),
+            (
+                "crates/server/src/main.rs",
+                "let registry = registry.with(bigram_plugin::plugin());"
+            ),
+        ]
+    );
+}
+
 #[test]
 fn the_page_about_plugins_quotes_what_is_compiled() {
     let root = repository();

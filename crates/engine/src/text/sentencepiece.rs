@@ -3,6 +3,7 @@
 //! Follows the SentencePiece library step for step (normaliser, user-defined symbols, merging by score, byte
 //! fallback, fusing of unknown text), so that ids equal its ids. The unigram, word and char algorithms are refused.
 
+mod hub_file;
 mod merge;
 mod normalizer;
 pub(super) mod proto;
@@ -13,6 +14,7 @@ use std::path::Path;
 
 use prost::Message;
 
+pub(super) use self::hub_file::hub_file;
 use self::merge::merge;
 use self::normalizer::Normalizer;
 use self::proto::{ModelProto, ModelType, NormalizerSpec, Piece, PieceType, TrainerSpec};

@@ -70,9 +70,9 @@ struct Inner {
 }
 
 #[derive(Debug, Clone, Copy, Default)]
-struct Around {
-    bos: Option<u32>,
-    eos: Option<u32>,
+pub(super) struct Around {
+    pub(super) bos: Option<u32>,
+    pub(super) eos: Option<u32>,
 }
 
 #[derive(Debug)]
@@ -137,6 +137,22 @@ impl Tokenizer {
         Ok(Self {
             inner: Arc::new(inner),
         })
+    }
+
+    /// What the `tokenizer.json` of the checkpoint in `dir` would hold, had it one: it gives the ids that this
+    /// tokenizer gives a text that may use markup. For programs that do not read `tokenizer.model`.
+    ///
+    /// `None` if the checkpoint has that file, or neither, or if its `tokenizer.model` does what the other format cannot
+    /// say: a space put before a text (`add_dummy_prefix`) or dropped around it, unused pieces, token ids with gaps.
+    ///
+    /// # Errors
+    /// A file that is broken, named.
+    pub fn as_tokenizer_json(dir: impl AsRef<Path>) -> Result<Option<String>, TextError> {
+        let dir = dir.as_ref();
+        let config = TokenizerConfig::from_dir(dir)?;
+        let tokenizer = Self::from_dir(dir)?;
+        let inner = &tokenizer.inner;
+        sentencepiece::hub_file(dir, &config, &inner.vocab, inner.around.unwrap_or_default())
     }
 
     /// The ids of `text`.

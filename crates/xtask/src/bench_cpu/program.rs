@@ -1,5 +1,6 @@
 //! The server as a child process, and the client's `bench` against it.
 
+use std::ffi::OsString;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -14,36 +15,36 @@ use super::Numbers;
 const LOAD_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// The programs under measurement.
-pub(super) struct Programs {
+pub(crate) struct Programs {
     server: PathBuf,
     client: PathBuf,
 }
 
 /// A server that serves.
-pub(super) struct Server {
+pub(crate) struct Server {
     child: Child,
     client: PathBuf,
     address: String,
     /// From its start to its being ready.
-    pub(super) load_seconds: f64,
+    pub(crate) load_seconds: f64,
 }
 
 /// What is asked of it.
-pub(super) struct Load {
-    pub(super) streams: u32,
-    pub(super) prompt_tokens: u32,
-    pub(super) max_tokens: u32,
+pub(crate) struct Load {
+    pub(crate) streams: u32,
+    pub(crate) prompt_tokens: u32,
+    pub(crate) max_tokens: u32,
 }
 
 /// What came of it, medians over all requests.
-pub(super) struct Answer {
-    pub(super) first_token_ms: f64,
+pub(crate) struct Answer {
+    pub(crate) first_token_ms: f64,
     /// 0 for answers of one token.
-    pub(super) between_tokens_ms: f64,
+    pub(crate) between_tokens_ms: f64,
 }
 
 impl Programs {
-    pub(super) fn new(dir: &Path) -> anyhow::Result<Self> {
+    pub(crate) fn new(dir: &Path) -> anyhow::Result<Self> {
         let program = |name: &str| {
             let path = std::path::absolute(dir.join(name))?;
             ensure!(path.is_file(), "{} is not there: cargo build-m1", path.display());
@@ -55,31 +56,36 @@ impl Programs {
         })
     }
 
-    /// Starts a server and waits until it serves.
-    pub(super) fn serve(
+    /// Starts a server of one model and waits until it serves.
+    pub(crate) fn serve(
         &self,
         model: &Path,
         numbers: Numbers,
         context: u32,
         streams: u32,
     ) -> anyhow::Result<Server> {
-        let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();
-        let mut command = Command::new(&self.server);
-        command.args(["serve", "--listen", &address, "--admin-listen", "off"]);
-        command.arg("--model").arg(model);
         // One long sequence and some short ones.
         let context_tokens = context + 64 + streams * 256;
+        let mut arguments: Vec<OsString> = vec!["--model".into(), model.into()];
         for set in [
-            "log.filter=warn".into(),
             format!("engine.max_context={}", context + 64),
             format!("engine.max_sequences={}", streams.max(1)),
             format!("engine.cache.context_tokens={context_tokens}"),
         ] {
-            command.arg("--set").arg(set);
+            arguments.extend(["--set".into(), set.into()]);
         }
         if let Numbers::Ggml(format) = numbers {
-            command.args(["--isq", format.name()]);
+            arguments.extend(["--isq".into(), format.name().into()]);
         }
+        self.start(&arguments)
+    }
+
+    /// Starts a server with these arguments and waits until it serves.
+    pub(crate) fn start(&self, arguments: &[OsString]) -> anyhow::Result<Server> {
+        let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();
+        let mut command = Command::new(&self.server);
+        command.args(["serve", "--listen", &address, "--admin-listen", "off"]);
+        command.args(["--set", "log.filter=warn"]).args(arguments);
         let started = Instant::now();
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn();
         let mut server = Server {
@@ -111,15 +117,13 @@ impl Programs {
 }
 
 impl Server {
-    pub(super) fn load(&self, load: &Load) -> anyhow::Result<Answer> {
-        let streams = load.streams.to_string();
-        let output = Command::new(&self.client)
-            .args(["--server", &self.address, "--json", "bench", "--warmup", "0"])
-            .args(["--concurrency", &streams, "--requests", &streams])
-            .args(["--prompt-tokens", &load.prompt_tokens.to_string()])
-            .args(["--max-tokens", &load.max_tokens.to_string()])
-            .stderr(Stdio::inherit())
-            .output()?;
+    pub(crate) fn load(&self, load: &Load) -> anyhow::Result<Answer> {
+        self.load_of("", load)
+    }
+
+    /// [`Self::load`] of one model of several.
+    pub(crate) fn load_of(&self, model: &str, load: &Load) -> anyhow::Result<Answer> {
+        let output = self.bench(model, load).output()?;
         ensure!(
             output.status.success(),
             "the client's bench ended with {}",
@@ -134,8 +138,24 @@ impl Server {
         })
     }
 
+    /// The client's bench as a process of its own, for a load in the background.
+    pub(crate) fn bench(&self, model: &str, load: &Load) -> Command {
+        let streams = load.streams.to_string();
+        let mut command = Command::new(&self.client);
+        command
+            .args(["--server", &self.address, "--json", "bench", "--warmup", "0"])
+            .args(["--concurrency", &streams, "--requests", &streams])
+            .args(["--prompt-tokens", &load.prompt_tokens.to_string()])
+            .args(["--max-tokens", &load.max_tokens.to_string()])
+            .stderr(Stdio::inherit());
+        if !model.is_empty() {
+            command.args(["--model", model]);
+        }
+        command
+    }
+
     /// The most memory that the server held so far, pages of files that it maps included.
-    pub(super) fn peak_bytes(&self) -> anyhow::Result<u64> {
+    pub(crate) fn peak_bytes(&self) -> anyhow::Result<u64> {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
         let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
         let kib = peak.and_then(|rest| rest.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok());

@@ -4,7 +4,7 @@ use std::fs;
 use std::io::{self, Cursor, Write};
 use std::path::{Path, PathBuf};
 
-use baichuan_engine::text::ChatTemplate;
+use baichuan_engine::text::{ChatTemplate, TextError, Tokenizer};
 use baichuan_proto::smg::grpc::common::GetTokenizerChunk;
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
@@ -15,6 +15,8 @@ use zip::write::SimpleFileOptions;
 const PIECE_BYTES: usize = 64 << 10;
 /// What the template is called where the checkpoint has none by that name.
 const TEMPLATE: &str = "chat_template.jinja";
+/// The file that every router reads. One is made of the model where the checkpoint has SentencePiece's alone.
+const TOKENIZER: &str = "tokenizer.json";
 const NAMES: [&str; 9] = [
     "added_tokens.json",
     "chat_template.json",
@@ -22,7 +24,7 @@ const NAMES: [&str; 9] = [
     "generation_config.json",
     "merges.txt",
     "special_tokens_map.json",
-    "tokenizer.json",
+    TOKENIZER,
     "tokenizer_config.json",
     "vocab.json",
 ];
@@ -34,7 +36,7 @@ const EXTENSIONS: [&str; 3] = ["jinja", "model", "tiktoken"];
 /// Blocks while it reads. The same files make the same archive.
 ///
 /// # Errors
-/// A file that cannot be read.
+/// A file that cannot be read, or is no tokenizer.
 pub(super) fn pack(dir: &Path, template: Option<&ChatTemplate>) -> io::Result<Vec<GetTokenizerChunk>> {
     let mut zip = ZipWriter::new(Cursor::new(Vec::new()));
     let options = SimpleFileOptions::default();
@@ -44,8 +46,20 @@ pub(super) fn pack(dir: &Path, template: Option<&ChatTemplate>) -> io::Result<Ve
         zip.start_file(name, options)?;
         zip.write_all(&fs::read(file)?)?;
     }
+    let is_missing = |name: &str| !files.iter().any(|file| file.ends_with(name));
+    // Routers read nothing else.
+    if is_missing(TOKENIZER) {
+        match Tokenizer::as_tokenizer_json(dir) {
+            Ok(Some(json)) => {
+                zip.start_file(TOKENIZER, options)?;
+                zip.write_all(json.as_bytes())?;
+            }
+            Ok(None) | Err(TextError::NoTokenizer { .. }) => {}
+            Err(error) => return Err(io::Error::other(error)),
+        }
+    }
     if let Some(template) = template
-        && !files.iter().any(|file| file.ends_with(TEMPLATE))
+        && is_missing(TEMPLATE)
     {
         zip.start_file(TEMPLATE, options)?;
         zip.write_all(template.source().as_bytes())?;
