@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Holds the server on a GPU to the server on the host: the golden checkpoints over gRPC, in f32.
 
-usage: agree.py SERVER CLIENT [MAP]...      on a machine with a GPU, from the repository's root
+usage: agree.py SERVER CLIENT [MAP]...      on a machine with a GPU, from the repository's root; DEVICE is cuda or metal
 
 Tokens must be equal, greedy and drawn with a seed (on the host by the host's sampler, on the GPU by the device's), and
 log-probabilities of prompts and completions equal within 1e-4. Each MAP is a --device-map to check besides one GPU,
@@ -56,9 +56,13 @@ class Server:
 
 
 def ask(client, address, prompt, options):
-    command = [client, "--server", address, "--json", "generate", prompt, "--max-tokens", "24"]
+    return ask_for(client, address, prompt, 24, options, 120)
+
+
+def ask_for(client, address, prompt, n, options, seconds):
+    command = [client, "--server", address, "--json", "generate", prompt, "--max-tokens", str(n)]
     command += ["--ignore-eos", "--token-ids", *options]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=seconds)
     if done.returncode != 0:
         sys.exit(f"{command}: {done.stderr}")
     return [json.loads(line) for line in done.stdout.splitlines() if line.strip()]
@@ -91,7 +95,8 @@ def answers(client, server):
 
 def main():
     server, client, *maps = sys.argv[1:]
-    setups = [["--device", "cuda"]] + [["--device", "cuda", "--device-map", m] for m in maps]
+    device = ["--device", os.environ.get("DEVICE", "cuda")]
+    setups = [device] + [[*device, "--device-map", m] for m in maps]
     for folder in sorted(p for p in GOLDEN.iterdir() if (p / "golden.safetensors").exists()):
         with Server(server, folder, ["--dtype", "f32", "--device", "cpu"]) as host:
             wishes, expected = answers(client, host)

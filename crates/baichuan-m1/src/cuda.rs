@@ -17,6 +17,7 @@
 pub mod bandwidth;
 mod forward;
 mod host_part;
+mod host_reader;
 mod load;
 mod mapped;
 mod memory;

@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use baichuan_engine::{DeviceMap, LoadError};
+use baichuan_engine::{DeviceMap, LoadError, Topology};
 
 use crate::place::Place;
 
@@ -75,6 +75,29 @@ pub(crate) fn places(
     Ok(places)
 }
 
+/// Where a topology has each of `n_layers` layers; those it says nothing of are at `elsewhere`.
+///
+/// # Errors
+/// A device that this build lacks; no layer on a GPU.
+pub(crate) fn by_topology(
+    topology: &Topology,
+    n_layers: usize,
+    elsewhere: Place,
+) -> Result<Vec<Place>, LoadError> {
+    let place = |layer: usize| {
+        let device = topology.layer(layer).and_then(|range| range.device);
+        device.map_or(Ok(elsewhere), Place::of)
+    };
+    let places: Vec<Place> = (0..n_layers).map(place).collect::<Result<_, _>>()?;
+    if places.iter().all(|place| *place == Place::Host) {
+        return Err(LoadError::Unsupported {
+            key: "topology",
+            message: "leaves no layer on a GPU, use device = \"cpu\"".into(),
+        });
+    }
+    Ok(places)
+}
+
 /// As many layers as fit on each GPU in turn, the rest on the host.
 fn by_memory(demand: &Demand, gpus: &[Gpu]) -> Result<Vec<Place>, LoadError> {
     let mut rest = demand.layers.iter().copied();
@@ -136,6 +159,8 @@ mod tests {
         let letter = |place: &Place| match place {
             Place::Host => 'h',
             Place::Gpu(ordinal) => char::from_digit(*ordinal as u32, 10).unwrap(),
+            #[cfg(feature = "metal")]
+            Place::Metal(_) => 'm',
         };
         Ok(places.iter().map(letter).collect())
     }

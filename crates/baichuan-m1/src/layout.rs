@@ -72,10 +72,13 @@ pub fn head(config: &BaichuanConfig) -> Option<TensorSpec> {
     (!config.tie_word_embeddings).then(|| own_head(config))
 }
 
+/// The head's name.
+pub(crate) const HEAD: &str = "lm_head.weight";
+
 /// `lm_head.weight`, also where a plain checkpoint has none: a packed one always has it, rows normalised.
 pub fn own_head(config: &BaichuanConfig) -> TensorSpec {
     let shape = [config.vocab_size, config.hidden_size];
-    TensorSpec::new("lm_head.weight", shape, Role::Head)
+    TensorSpec::new(HEAD, shape, Role::Head)
 }
 
 /// The tensors of one layer.

@@ -43,6 +43,11 @@
 //! `model` → `layer` → `attention` is the forward pass; `conv`, `rope` and `cache` are its parts, `step` what they
 //! share. [`plugin()`] is what a server registers. [`random`] writes checkpoints for tests and measurements.
 
+#[cfg(all(feature = "cuda", feature = "metal"))]
+compile_error!(
+    "one program is for NVIDIA's GPUs or for Apple's: take one of the features `cuda` and `metal`"
+);
+
 mod attention;
 mod cache;
 pub mod config;
@@ -51,6 +56,7 @@ mod conv;
 pub mod cuda;
 #[cfg(any(test, feature = "cuda"))]
 mod device_map;
+mod formats;
 mod host;
 mod layer;
 pub mod layout;
@@ -63,6 +69,8 @@ mod quantize;
 pub mod random;
 mod rope;
 mod step;
+#[cfg(any(test, feature = "metal"))]
+mod tensors;
 pub mod weights;
 
 pub use linear::HostLinear;

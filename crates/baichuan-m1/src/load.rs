@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use baichuan_engine::model::ModelSpec;
-use baichuan_engine::{CachePlan, Dtype, EngineConfig, IsqType, LoadError, LoadProgress};
+use baichuan_engine::{CachePlan, Dtype, EngineConfig, IsqType, LoadError, LoadProgress, Topology};
 use baichuan_kernels::{ElementType, GgmlFormat, Matrix, Threads};
 use mistralrs_quant::QuantMethod;
 use sysinfo::{MemoryRefreshKind, RefreshKind, System};
@@ -17,10 +17,12 @@ use crate::attention::HybridAttention;
 use crate::cache::{self, Caches};
 use crate::config::{BaichuanConfig, Quantization, Span};
 use crate::conv::Convolution;
+use crate::formats::Formats;
 use crate::layer::DecoderLayer;
-use crate::layout::{self, LayerSpec, Role};
+use crate::layout::{self, LayerSpec, Role, TensorSpec};
 use crate::linear::HostLinear;
 use crate::model::BaichuanM1;
+use crate::plugin::format_of;
 use crate::weights::{StoredMatrix, Weights, WeightsError};
 
 /// How to load a model.
@@ -32,6 +34,8 @@ pub struct LoadOptions<'a> {
     /// Format to quantise projections and head to, the embedding to [`Quantization::embedding`]; absent: they stay as
     /// they are.
     pub isq: Option<GgmlFormat>,
+    /// What single layers and tensors are quantised to instead.
+    pub topology: &'a Topology,
     /// Where to compute.
     pub threads: Threads,
     /// Sizes the caches.
@@ -53,7 +57,9 @@ pub struct Loaded<M = BaichuanM1> {
     /// Type of cached keys and values.
     pub cache_dtype: Dtype,
     /// What projections and head are quantised to, if they are, as mistral.rs spells it.
-    pub quantization: Option<&'static str>,
+    pub quantization: Option<String>,
+    /// Tells models apart whose layers are quantised each in its own way.
+    pub mark: Option<String>,
     /// Digest of all tensors as they are on disk, however they are spread over files.
     pub digest: blake3::Hash,
     /// Where it runs, e.g. `cpu`.
@@ -67,29 +73,33 @@ pub fn load(dir: &Path, options: &LoadOptions<'_>) -> Result<Loaded, LoadError> 
         message,
     };
     let config = BaichuanConfig::from_dir(dir).map_err(|error| invalid(error.to_string()))?;
-    let isq = to_quantise(&config, options)?;
+    let formats = formats(&config, options)?;
     let weights = Weights::open(dir, &config).map_err(|error| invalid(error.to_string()))?;
     let on_disk = on_disk(&weights, &config);
     options.threads.install(|| {
-        let mut reader = Reader::new(&weights, (options.dtype, isq), &options.threads, options.progress);
+        let numbers = (options.dtype, &formats);
+        let mut reader = Reader::new(&weights, numbers, &options.threads, options.progress);
         let parts =
             parts(&mut reader, &config, &options.threads).map_err(|error| invalid(error.to_string()))?;
         let cache_dtype = options.cache_dtype.unwrap_or(on_disk);
         let (caches, spec) = caches(&config, options, cache_dtype, reader.mapped_bytes())?;
-        let quantization = match (isq, config.quantization) {
-            (Some(format), _) | (None, Some(Quantization::Panels16(format))) => Some(format.name()),
-            (None, Some(Quantization::Affine4)) => Some(IsqType::AFQ4.name()),
-            (None, None) => None,
+        let quantization = match config.quantization {
+            _ if formats.quantise() => formats.name(&config),
+            Some(Quantization::Panels16(format)) => Some(format.name().to_owned()),
+            Some(Quantization::Affine4) => Some(IsqType::AFQ4.name().to_owned()),
+            None => None,
         };
+        let is_quantised = quantization.is_some() && !formats.differ();
         Ok(Loaded {
             parameters: layout::all(&config)
                 .iter()
                 .map(|spec| spec.n_elements() as u64)
                 .sum(),
-            dtype: match quantization {
-                Some(_) => Dtype::F32,
-                None => options.dtype.unwrap_or(on_disk),
+            dtype: match is_quantised {
+                true => Dtype::F32,
+                false => options.dtype.unwrap_or(on_disk),
             },
+            mark: formats.mark(),
             cache_dtype,
             quantization,
             digest: reader.digest(),
@@ -110,7 +120,7 @@ pub fn load(dir: &Path, options: &LoadOptions<'_>) -> Result<Loaded, LoadError> 
 }
 
 /// What plain weights are to be quantised to; nothing where the checkpoint is so already.
-fn to_quantise(config: &BaichuanConfig, options: &LoadOptions<'_>) -> Result<Option<GgmlFormat>, LoadError> {
+fn formats(config: &BaichuanConfig, options: &LoadOptions<'_>) -> Result<Formats, LoadError> {
     let unsupported = |key, message: String| Err(LoadError::Unsupported { key, message });
     if let Some(dtype) = options
         .dtype
@@ -119,10 +129,15 @@ fn to_quantise(config: &BaichuanConfig, options: &LoadOptions<'_>) -> Result<Opt
         let message = format!("{}: weights are quantised, leave it unset", dtype.name());
         return unsupported("dtype", message);
     }
+    let formats = Formats::new(config, options.isq, options.topology, format_of)?;
+    if config.quantization.is_some() && formats.differ() {
+        let message = "the checkpoint is quantised already, no layer can be quantised otherwise";
+        return unsupported("topology", message.into());
+    }
     match (options.isq, config.quantization) {
-        (isq, None) => Ok(isq),
-        (None, _) => Ok(None),
-        (Some(isq), Some(Quantization::Panels16(format))) if isq == format => Ok(None),
+        (_, None) => Ok(formats),
+        (None, _) => Ok(Formats::default()),
+        (Some(isq), Some(Quantization::Panels16(format))) if isq == format => Ok(Formats::default()),
         (Some(isq), Some(_)) => {
             let message = format!(
                 "{}: the checkpoint is quantised already, leave it unset",
@@ -184,8 +199,18 @@ fn parts(reader: &mut Reader<'_>, config: &BaichuanConfig, threads: &Threads) ->
     })
 }
 
-fn layer(
-    reader: &mut Reader<'_>,
+/// Where a layer's tensors come from; asked for in the order in which they are used.
+pub(crate) trait Tensors {
+    /// Scales and taps.
+    fn vector(&mut self, spec: &TensorSpec) -> Result<Vec<f32>, WeightsError>;
+
+    /// The matrices of `specs`, as many rows each, one below the other.
+    fn matrix(&mut self, specs: &[&TensorSpec]) -> Result<Matrix, WeightsError>;
+}
+
+/// Makes layer number `index`.
+pub(crate) fn layer(
+    reader: &mut impl Tensors,
     config: &BaichuanConfig,
     index: usize,
     threads: &Threads,
@@ -213,37 +238,6 @@ fn layer(
         down: linear(reader.matrix(&[&spec.down])?),
         norm_eps: config.rms_norm_eps as f32,
     })
-}
-
-/// Reads the layers of a model whose other layers live elsewhere.
-#[cfg(feature = "cuda")]
-pub(crate) struct HostReader<'a> {
-    reader: Reader<'a>,
-    threads: &'a Threads,
-}
-
-#[cfg(feature = "cuda")]
-impl<'a> HostReader<'a> {
-    pub(crate) fn new(weights: &'a Weights, options: &'a LoadOptions<'a>) -> Self {
-        let numbers = (options.dtype, options.isq);
-        Self {
-            reader: Reader::new(weights, numbers, &options.threads, options.progress),
-            threads: &options.threads,
-        }
-    }
-
-    /// Reads layer number `index`, counting it in `digest` and `done`.
-    pub(crate) fn layer(
-        &mut self,
-        config: &BaichuanConfig,
-        index: usize,
-        counts: (&mut blake3::Hasher, &mut u64),
-    ) -> Result<DecoderLayer, WeightsError> {
-        self.reader.swap_counts((&mut *counts.0, &mut *counts.1));
-        let layer = layer(&mut self.reader, config, index, self.threads);
-        self.reader.swap_counts(counts);
-        layer
-    }
 }
 
 /// Divides memory among the layers and takes it.

@@ -56,7 +56,7 @@ impl CausalLm for BaichuanM1 {
 }
 
 /// Which rows of a step an entry's output is made of.
-enum Output {
+pub(crate) enum Output {
     /// Nothing.
     None,
     /// As many rows of the logits.
@@ -88,38 +88,10 @@ impl BaichuanM1 {
 
     /// Final norm and head, on the rows that somebody wants.
     fn outputs(&self, x: &Tensor, step: &Step<'_>) -> Result<StepOutput> {
-        let (mut outputs, mut normed_rows, mut logit_rows) = (Vec::new(), Vec::new(), Vec::new());
-        for (entry, rows) in step.entries() {
-            let (output, wanted) = match entry.wants {
-                // The specification says that the host chooses: nobody asks this model to.
-                Wants::Nothing | Wants::Sample(_) => (Output::None, 0..0),
-                Wants::LastLogits => (Output::Logits(1), rows.end - 1..rows.end),
-                Wants::AllLogits => (Output::Logits(rows.len()), rows),
-                Wants::Hidden(HiddenRows::First) => (Output::Hidden(1), rows.start..rows.start + 1),
-                Wants::Hidden(HiddenRows::Last) => (Output::Hidden(1), rows.end - 1..rows.end),
-                Wants::Hidden(HiddenRows::All) => (Output::Hidden(rows.len()), rows),
-                Wants::Hidden(sum @ (HiddenRows::Sum | HiddenRows::WeightedSum)) => {
-                    let weighted = sum == HiddenRows::WeightedSum;
-                    let rows_summed = rows.len();
-                    (
-                        Output::Sum {
-                            rows: rows_summed,
-                            weighted,
-                        },
-                        rows,
-                    )
-                }
-            };
-            if matches!(output, Output::Logits(_)) {
-                let first = normed_rows.len() as u32;
-                logit_rows.extend(first..first + wanted.len() as u32);
-            }
-            normed_rows.extend(wanted.map(|row| row as u32));
-            outputs.push((entry, output));
-        }
+        let (outputs, normed_rows, logit_rows) = outputs_of(step);
+        let sizes = (self.config.hidden_size, self.config.vocab_size);
         if normed_rows.is_empty() {
-            let entries = outputs.iter().map(|_| Rows::default()).collect();
-            return Ok(StepOutput::of_rows(entries));
+            return Ok(split(sizes, outputs, &[], &[]));
         }
         let wanted = x.index_select(&Tensor::new(normed_rows, &Device::Cpu)?, 0)?;
         let hidden = host::norm(
@@ -136,34 +108,72 @@ impl BaichuanM1 {
             }
         };
         let hidden = hidden.flatten_all()?.to_vec1()?;
-        Ok(self.split(outputs, &hidden, &logits))
+        Ok(split(sizes, outputs, &hidden, &logits))
     }
+}
 
-    /// Gives each entry its part of the hidden states and logits of the step.
-    fn split(&self, outputs: Vec<(&StepEntry<'_>, Output)>, hidden: &[f32], logits: &[f32]) -> StepOutput {
-        let (h, v) = (self.config.hidden_size, self.config.vocab_size);
-        let (mut hidden, mut logits) = (hidden.chunks_exact(h), logits.chunks_exact(v));
-        let entry_rows = |(entry, output): (&StepEntry<'_>, Output)| match output {
-            Output::None => Rows::default(),
-            Output::Logits(rows) => {
-                hidden.by_ref().take(rows).for_each(drop);
-                Rows::new(v, logits.by_ref().take(rows).flatten().copied().collect())
-            }
-            Output::Hidden(rows) => Rows::new(h, hidden.by_ref().take(rows).flatten().copied().collect()),
-            Output::Sum { rows, weighted } => {
-                let mut sum = vec![0.0; h];
-                for (i, row) in hidden.by_ref().take(rows).enumerate() {
-                    let weight = if weighted {
-                        (entry.start + i + 1) as f32
-                    } else {
-                        1.0
-                    };
-                    sum.iter_mut().zip(row).for_each(|(sum, x)| *sum += weight * x);
-                }
-                Rows::new(h, sum)
+/// What becomes of each entry; the rows whose hidden states that needs, and which of those need logits.
+pub(crate) fn outputs_of<'a>(step: &Step<'a>) -> (Vec<(&'a StepEntry<'a>, Output)>, Vec<u32>, Vec<u32>) {
+    let (mut outputs, mut normed_rows, mut logit_rows) = (Vec::new(), Vec::new(), Vec::new());
+    for (entry, rows) in step.entries() {
+        let (output, wanted) = match entry.wants {
+            // The specification says that the host chooses: nobody asks this model to.
+            Wants::Nothing | Wants::Sample(_) => (Output::None, 0..0),
+            Wants::LastLogits => (Output::Logits(1), rows.end - 1..rows.end),
+            Wants::AllLogits => (Output::Logits(rows.len()), rows),
+            Wants::Hidden(HiddenRows::First) => (Output::Hidden(1), rows.start..rows.start + 1),
+            Wants::Hidden(HiddenRows::Last) => (Output::Hidden(1), rows.end - 1..rows.end),
+            Wants::Hidden(HiddenRows::All) => (Output::Hidden(rows.len()), rows),
+            Wants::Hidden(sum @ (HiddenRows::Sum | HiddenRows::WeightedSum)) => {
+                let weighted = sum == HiddenRows::WeightedSum;
+                let rows_summed = rows.len();
+                (
+                    Output::Sum {
+                        rows: rows_summed,
+                        weighted,
+                    },
+                    rows,
+                )
             }
         };
-        let entries = outputs.into_iter().map(entry_rows).collect();
-        StepOutput::of_rows(entries)
+        if matches!(output, Output::Logits(_)) {
+            let first = normed_rows.len() as u32;
+            logit_rows.extend(first..first + wanted.len() as u32);
+        }
+        normed_rows.extend(wanted.map(|row| row as u32));
+        outputs.push((entry, output));
     }
+    (outputs, normed_rows, logit_rows)
+}
+
+/// Gives each entry its part of the hidden states and logits of a step, rows of these widths.
+pub(crate) fn split(
+    (h, v): (usize, usize),
+    outputs: Vec<(&StepEntry<'_>, Output)>,
+    hidden: &[f32],
+    logits: &[f32],
+) -> StepOutput {
+    let (mut hidden, mut logits) = (hidden.chunks_exact(h), logits.chunks_exact(v));
+    let entry_rows = |(entry, output): (&StepEntry<'_>, Output)| match output {
+        Output::None => Rows::default(),
+        Output::Logits(rows) => {
+            hidden.by_ref().take(rows).for_each(drop);
+            Rows::new(v, logits.by_ref().take(rows).flatten().copied().collect())
+        }
+        Output::Hidden(rows) => Rows::new(h, hidden.by_ref().take(rows).flatten().copied().collect()),
+        Output::Sum { rows, weighted } => {
+            let mut sum = vec![0.0; h];
+            for (i, row) in hidden.by_ref().take(rows).enumerate() {
+                let weight = if weighted {
+                    (entry.start + i + 1) as f32
+                } else {
+                    1.0
+                };
+                sum.iter_mut().zip(row).for_each(|(sum, x)| *sum += weight * x);
+            }
+            Rows::new(h, sum)
+        }
+    };
+    let entries = outputs.into_iter().map(entry_rows).collect();
+    StepOutput::of_rows(entries)
 }

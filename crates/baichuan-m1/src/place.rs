@@ -13,6 +13,9 @@ pub(crate) enum Place {
         expect(dead_code, reason = "made where there are kernels for it")
     )]
     Gpu(usize),
+    /// An Apple GPU.
+    #[cfg(feature = "metal")]
+    Metal(usize),
 }
 
 impl Place {
@@ -23,10 +26,7 @@ impl Place {
             DeviceChoice::Cpu => Ok(Self::Host),
             DeviceChoice::Auto => Ok(first_gpu()),
             DeviceChoice::Cuda(ordinal) => cuda(ordinal),
-            DeviceChoice::Metal(_) => Err(LoadError::Unsupported {
-                key: "device",
-                message: "metal: Baichuan-M1 does not run on Apple GPUs yet, use cpu".into(),
-            }),
+            DeviceChoice::Metal(ordinal) => metal(ordinal),
         }
     }
 }
@@ -44,6 +44,19 @@ fn cuda(ordinal: usize) -> Result<Place, LoadError> {
     })
 }
 
+#[cfg(feature = "metal")]
+fn metal(ordinal: usize) -> Result<Place, LoadError> {
+    Ok(Place::Metal(ordinal))
+}
+
+#[cfg(not(feature = "metal"))]
+fn metal(ordinal: usize) -> Result<Place, LoadError> {
+    Err(LoadError::Unsupported {
+        key: "device",
+        message: format!("metal:{ordinal}: this program was built without its feature `metal`"),
+    })
+}
+
 /// The first GPU if it can be used, else the host.
 #[cfg(feature = "cuda")]
 fn first_gpu() -> Place {
@@ -56,6 +69,7 @@ fn first_gpu() -> Place {
     }
 }
 
+/// An Apple GPU has to be asked for: it has never been tried.
 #[cfg(not(feature = "cuda"))]
 fn first_gpu() -> Place {
     Place::Host
@@ -68,8 +82,11 @@ mod tests {
     #[test]
     fn what_this_build_lacks_is_refused_by_name() {
         assert_eq!(Place::of(DeviceChoice::Cpu).unwrap(), Place::Host);
-        let error = Place::of(DeviceChoice::Metal(0)).unwrap_err().to_string();
-        assert!(error.contains("device") && error.contains("metal"), "{error}");
+        #[cfg(not(feature = "metal"))]
+        {
+            let error = Place::of(DeviceChoice::Metal(0)).unwrap_err().to_string();
+            assert!(error.contains("metal:0") && error.contains("without"), "{error}");
+        }
         #[cfg(not(feature = "cuda"))]
         {
             assert_eq!(Place::of(DeviceChoice::Auto).unwrap(), Place::Host);

@@ -69,15 +69,25 @@ impl ModelPlugin for BaichuanM1Plugin {
         // Text first: what is wrong with it is found in moments, weights take minutes.
         let text = text(request.checkpoint)?;
         let place = Place::of(request.placement.device)?;
+        let topology = &request.placement.topology;
+        let of_layers: Vec<Place> = topology.devices().map(Place::of).collect::<Result<_, _>>()?;
+        let elsewhere = of_layers.iter().any(|layer| *layer != place);
         let mapped = request.placement.map != DeviceMap::Single;
         #[cfg(feature = "cuda")]
+        if elsewhere || (mapped && place != Place::Host) {
+            let loaded = crate::cuda::load_mapped(request, place, host_threads(request.threads)?)?;
+            let info = self.info(request, text, &loaded);
+            return Ok(Arc::new(EngineHandle::start(loaded.model, info, request.engine)?));
+        }
+        #[cfg(feature = "cuda")]
         if let Place::Gpu(ordinal) = place {
-            if mapped {
-                let loaded = crate::cuda::load_mapped(request, host_threads(request.threads)?)?;
-                let info = self.info(request, text, &loaded);
-                return Ok(Arc::new(EngineHandle::start(loaded.model, info, request.engine)?));
-            }
             let loaded = crate::cuda::load(request, ordinal)?;
+            let info = self.info(request, text, &loaded);
+            return Ok(Arc::new(EngineHandle::start(loaded.model, info, request.engine)?));
+        }
+        #[cfg(feature = "metal")]
+        if let Place::Metal(ordinal) = place {
+            let loaded = self.load_metal(request, ordinal, mapped || elsewhere)?;
             let info = self.info(request, text, &loaded);
             return Ok(Arc::new(EngineHandle::start(loaded.model, info, request.engine)?));
         }
@@ -90,7 +100,10 @@ impl ModelPlugin for BaichuanM1Plugin {
                 ),
             });
         }
-        debug_assert_eq!(place, Place::Host);
+        debug_assert!(
+            place == Place::Host && !elsewhere,
+            "no GPU without kernels for it"
+        );
         if request.random_weights.is_some() {
             return Err(LoadError::Unsupported {
                 key: "random_weights",
@@ -106,6 +119,7 @@ impl ModelPlugin for BaichuanM1Plugin {
                 dtype: request.dtype,
                 cache_dtype: request.cache_dtype,
                 isq,
+                topology,
                 threads,
                 engine: request.engine,
                 progress: request.progress,
@@ -138,7 +152,7 @@ fn host_threads(n_threads: Option<usize>) -> Result<Threads, LoadError> {
 }
 
 /// The format that a name of mistral.rs stands for.
-fn format_of(isq: IsqType) -> Result<GgmlFormat, LoadError> {
+pub(crate) fn format_of(isq: IsqType) -> Result<GgmlFormat, LoadError> {
     match isq {
         IsqType::Q8_0 | IsqType::Bits8 => Ok(GgmlFormat::Q8_0),
         IsqType::Q4_0 => Ok(GgmlFormat::Q4_0),
@@ -153,6 +167,45 @@ fn format_of(isq: IsqType) -> Result<GgmlFormat, LoadError> {
     }
 }
 
+#[cfg(feature = "metal")]
+impl BaichuanM1Plugin {
+    fn load_metal(
+        &self,
+        request: &LoadRequest<'_>,
+        ordinal: usize,
+        spread: bool,
+    ) -> Result<Loaded<crate::tensors::TensorModel>, LoadError> {
+        use crate::tensors::{TensorOptions, load, metal};
+        let unsupported = |key, message: &str| {
+            Err(LoadError::Unsupported {
+                key,
+                message: message.into(),
+            })
+        };
+        if spread {
+            return unsupported("device_map", "a model is on one Apple GPU as a whole");
+        }
+        if request.random_weights.is_some() {
+            return unsupported("random_weights", "weights are drawn on NVIDIA GPUs only");
+        }
+        if request.cache_dtype.is_some() {
+            return unsupported("cache_dtype", "on GPUs keys and values are of the weights' type");
+        }
+        load(
+            request.checkpoint.dir(),
+            &TensorOptions {
+                device: metal::open(ordinal)?,
+                dtype: request.dtype,
+                isq: request.isq,
+                topology: &request.placement.topology,
+                engine: request.engine,
+                free_bytes: &metal::free_bytes,
+                progress: request.progress,
+            },
+        )
+    }
+}
+
 impl BaichuanM1Plugin {
     fn info<M>(&self, request: &LoadRequest<'_>, text: CheckpointText, loaded: &Loaded<M>) -> BackendInfo {
         let CheckpointText {
@@ -163,7 +216,10 @@ impl BaichuanM1Plugin {
         let config = &loaded.config;
         let digest = &loaded.digest.to_hex()[..12];
         let dtype = loaded.dtype.name();
-        let numbers = loaded.quantization.unwrap_or(dtype);
+        let mut numbers = loaded.quantization.clone().unwrap_or_else(|| dtype.to_owned());
+        if let Some(mark) = &loaded.mark {
+            numbers = format!("{numbers}-{mark}");
+        }
         let cache = loaded.cache_dtype.name();
         let eos_token_ids = match generation.eos_token_ids.is_empty() {
             true => config.eos_token_ids.clone(),
@@ -175,7 +231,7 @@ impl BaichuanM1Plugin {
             architecture: ARCHITECTURE.to_owned(),
             parameters: loaded.parameters,
             dtype: dtype.to_owned(),
-            quantization: loaded.quantization.unwrap_or("none").to_owned(),
+            quantization: loaded.quantization.clone().unwrap_or_else(|| "none".into()),
             device: loaded.device.clone(),
             vocab_size: config.vocab_size,
             hidden_size: config.hidden_size,

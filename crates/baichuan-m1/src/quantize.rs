@@ -13,9 +13,10 @@ use baichuan_kernels::{GgmlFormat, Matrix, Threads};
 use serde_json::{Map, Value, json};
 
 use crate::config::{BaichuanConfig, Quantization};
+use crate::formats::Formats;
 use crate::layout::{self, LayerSpec, TensorSpec};
-use crate::load::on_disk;
 use crate::load::reader::{Reader, SOURCE_DIGEST, SOURCE_DTYPE};
+use crate::load::{Tensors, on_disk};
 use crate::weights::{Weights, WeightsError, packed_format, packed_len};
 
 const WEIGHTS: &str = "model.safetensors";
@@ -57,7 +58,8 @@ pub(crate) fn quantize(
     let unfinished = out.join(format!("{WEIGHTS}.unfinished"));
     let mut file = PackedFile::create(&unfinished, &config, format).map_err(at(&unfinished))?;
     threads.install(|| -> Result<(), LoadError> {
-        let mut reader = Reader::new(&weights, (None, Some(format)), threads, progress);
+        let formats = Formats::uniform(Some(format));
+        let mut reader = Reader::new(&weights, (None, &formats), threads, progress);
         let mut written = Ok(());
         let read = each_tensor(&mut reader, &config, |spec, bytes| {
             written = file.write(spec, bytes);

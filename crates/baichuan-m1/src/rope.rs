@@ -30,6 +30,12 @@ impl Rotation {
         2 * self.half
     }
 
+    /// Cosines and sines, `[tokens, head_dim / 2]`.
+    #[cfg(any(test, feature = "metal"))]
+    pub(crate) fn tables(&self) -> (&[f32], &[f32]) {
+        (&self.cos, &self.sin)
+    }
+
     /// Turns every head of one token's row, `[heads, head_dim]`, in place. `token` counts within the step.
     pub(crate) fn rotate(&self, token: usize, heads: &mut [f32]) {
         let cos = &self.cos[token * self.half..][..self.half];

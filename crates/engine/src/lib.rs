@@ -35,6 +35,7 @@ mod stop;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 pub mod text;
+pub mod topology;
 mod watchdog;
 mod worker;
 
@@ -50,3 +51,4 @@ pub use model::CausalLm;
 pub use placement::{DeviceChoice, DeviceMap, Placement};
 pub use plugin::{Checkpoint, Dtype, LoadProgress, LoadRequest, ModelPlugin, QuantizeRequest};
 pub use registry::Registry;
+pub use topology::{Topology, TopologyError};

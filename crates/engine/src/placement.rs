@@ -5,6 +5,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::topology::Topology;
+
 /// Where a model runs: `auto`, `cpu`, `cuda`, `cuda:1`, `metal`.
 #[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
 #[serde(try_from = "String", into = "String")]
@@ -148,6 +150,8 @@ pub struct Placement {
     pub device: DeviceChoice,
     /// How layers are spread.
     pub map: DeviceMap,
+    /// Device and quantisation of single layers; with devices in it, `map` is [`DeviceMap::Single`].
+    pub topology: Topology,
 }
 
 #[cfg(test)]

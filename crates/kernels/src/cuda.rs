@@ -24,7 +24,7 @@ mod sample;
 mod step;
 mod tensor;
 
-pub use attention::{Attention, CacheShape};
+pub use attention::{Attention, CacheShape, Chunks};
 pub use conv::ConvLayer;
 pub use device::Device;
 pub use error::GpuError;

@@ -42,6 +42,9 @@ impl Plan {
         if request.random_weights.is_some() {
             return Err(unsupported("random_weights", "mistral.rs draws none"));
         }
+        if !request.placement.topology.is_empty() {
+            return Err(unsupported("topology", "is not handed to mistral.rs yet"));
+        }
         let (device, device_name) = device(request.placement.device)?;
         let on_gpu = !device.is_cpu();
         if !on_gpu && request.placement.map != DeviceMap::Single {

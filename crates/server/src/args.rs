@@ -63,6 +63,9 @@ pub(crate) struct Settings {
     /// How layers are spread: auto, or layers per GPU like "0:20;1:20", the rest on the host; else all on one device.
     #[arg(long, value_name = "MAP")]
     device_map: Option<String>,
+    /// Topology file of mistral.rs: quantisation and device of single layers.
+    #[arg(long, value_name = "FILE")]
+    topology: Option<PathBuf>,
     /// How a log line looks.
     #[arg(long, value_name = "FORMAT")]
     log_format: Option<LogFormat>,
@@ -151,6 +154,7 @@ impl Settings {
             ("--isq", "model.isq", self.isq.clone()),
             ("--device", "model.device", self.device.clone()),
             ("--device-map", "model.device_map", self.device_map.clone()),
+            ("--topology", "model.topology", self.topology.as_ref().map(path)),
             ("--log-format", "log.format", self.log_format.and_then(format)),
         ];
         let own = flags.into_iter().filter_map(|(name, key, value)| {

@@ -94,6 +94,8 @@ pub struct ModelConfig {
     pub threads: Option<usize>,
     /// Which devices.
     pub placement: Placement,
+    /// The file of the placement's topology.
+    pub topology: Option<PathBuf>,
     /// Draw the weights from this seed instead of reading them: for measurements.
     pub random_weights: Option<u64>,
     /// Scheduling and memory.

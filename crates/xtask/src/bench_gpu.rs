@@ -56,9 +56,10 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let recipe = Recipe::new(args.preset);
     recipe.write_description(folder.path())?;
     let config = BaichuanConfig::from_dir(folder.path())?;
-    let weights = weight_bytes(&config);
+    let bits = bits_of_weight(&args.set);
+    let weights = weight_bytes(&config) / 16.0 * bits;
     line(format_args!(
-        "{gpu}: reads {:.2} TB/s; weights but the embedding {:.2} GB in bf16, {:.2} ms to read",
+        "{gpu}: reads {:.2} TB/s; weights but the embedding {:.2} GB, {bits} bits each, {:.2} ms to read",
         bandwidth / 1e12,
         weights / 1e9,
         weights / bandwidth * 1e3
@@ -95,7 +96,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
             "{name:8} {ms:9.1} {:10.1} {:10.0} prompt tok/s, products alone {:.0} TFLOP/s",
             number(&report, "first_token_ms", "p95")?,
             prompt as f64 / ms * 1e3,
-            weights * prompt as f64 / ms / 1e9
+            weight_bytes(&config) * prompt as f64 / ms / 1e9
         ));
     }
     Ok(())
@@ -104,6 +105,18 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
 #[expect(clippy::print_stdout, reason = "the table is this command's output")]
 fn line(text: std::fmt::Arguments<'_>) {
     println!("{text}");
+}
+
+/// Bits that a weight takes on the device: of bf16, or of the type that the server quantises all of them to.
+fn bits_of_weight(settings: &[String]) -> f64 {
+    let isq = settings
+        .iter()
+        .find_map(|setting| setting.strip_prefix("model.isq="));
+    match isq.map(|isq| isq.trim_matches('"')) {
+        Some("Q8_0" | "8") => 8.5,
+        Some("Q4K" | "Q4_0" | "4") => 5.0,
+        _ => 16.0,
+    }
 }
 
 /// Bytes of bf16 weights that a step of one token reads.

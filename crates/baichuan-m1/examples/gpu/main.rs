@@ -1,4 +1,4 @@
-//! Checks and measures the model on a GPU: `gpu golden DIR`, `gpu sample`, `gpu agree`, `gpu agree-full`, `gpu mixed`,
+//! Checks and measures the model on a GPU: `gpu golden DIR`, `gpu sample [VOCABULARY…]`, `gpu agree`, `gpu agree-full`, `gpu mixed`,
 //! `gpu quant`, `gpu speed [--isq FORMAT] [ROW…]`.
 //!
 //! Needs no checkpoint but the golden ones of `tests/golden`: larger weights are drawn on the device. Exits with an
@@ -15,7 +15,7 @@ mod speed;
 use std::io::Write;
 
 use baichuan_engine::config::{CacheBudget, CacheConfig};
-use baichuan_engine::{Dtype, EngineConfig};
+use baichuan_engine::{Dtype, EngineConfig, Topology};
 use baichuan_kernels::GgmlFormat;
 use baichuan_m1::config::BaichuanConfig;
 use baichuan_m1::cuda::{CudaModel, CudaOptions, Source};
@@ -27,14 +27,14 @@ fn main() -> Outcome {
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match words.as_slice() {
         ["golden", dir] => golden::check(dir.as_ref()),
-        ["sample"] => sample::check(),
+        ["sample", vocabularies @ ..] => sample::check(vocabularies),
         ["agree"] => agree::small(),
         ["agree-full"] => agree::full(),
         ["mixed"] => mixed::check(),
         ["quant"] => quant::check(),
         ["speed", "--isq", format, rows @ ..] => speed::measure(rows, Some(quant::format(format)?)),
         ["speed", rows @ ..] => speed::measure(rows, None),
-        _ => Err("usage: gpu golden DIR | sample | agree | agree-full | mixed | quant | speed [--isq FORMAT] [ROW…]".into()),
+        _ => Err("usage: gpu golden DIR | sample [VOCABULARY…] | agree | agree-full | mixed | quant | speed [--isq FORMAT] [ROW…]".into()),
     }
 }
 
@@ -85,6 +85,7 @@ pub(crate) fn open_quantised(
         ordinal: 0,
         dtype,
         isq,
+        topology: &Topology::default(),
         engine,
         progress: &|_| {},
     };

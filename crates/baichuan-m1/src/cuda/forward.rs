@@ -1,7 +1,7 @@
 //! The forward pass: what is issued to the device for one step.
 
 use baichuan_kernels::cuda::{
-    Attention, ConvLayer, Few, FewRows, GpuError, Output, PendingNorm, Product, Span, Step,
+    Attention, Chunks, ConvLayer, Few, FewRows, GpuError, Output, PendingNorm, Product, Span, Step,
 };
 
 use super::memory::HEAD_ROWS;
@@ -19,6 +19,9 @@ pub(super) struct Extent {
     pub(super) n_rows: usize,
     /// Tokens of the longest chunk.
     pub(super) longest: usize,
+    /// All that is wanted of the step are so many rows, each the last of an entry: the model's last layer computes keys
+    /// and values of every row, and all else of these alone.
+    pub(super) ends: Option<usize>,
 }
 
 impl Extent {
@@ -29,6 +32,7 @@ impl Extent {
             n_entries: n,
             n_rows: n,
             longest: 1,
+            ends: None,
         }
     }
 
@@ -38,6 +42,7 @@ impl Extent {
             n_entries: arrangement.order.len(),
             n_rows: arrangement.n_rows,
             longest: arrangement.longest,
+            ends: None,
         }
     }
 }
@@ -73,7 +78,7 @@ impl CudaModel {
         )
     }
 
-    /// Some layers, one after another.
+    /// Some layers, one after another; the last one is the model's where the extent has `ends`.
     pub(super) fn issue_range(
         &self,
         step: Step,
@@ -89,7 +94,8 @@ impl CudaModel {
                 let next = (index + 1 < end).then(|| self.weights.layers[index + 1].input_norm.all());
                 self.issue_few(step, extent, index, is_first, next)?;
             } else {
-                self.issue_many(step, extent, index, layer)?;
+                let ends = extent.ends.filter(|_| index + 1 == end);
+                self.issue_many(step, Extent { ends, ..extent }, index, layer)?;
             }
             is_first = false;
         }
@@ -176,14 +182,40 @@ impl CudaModel {
         layer: &LayerWeights,
     ) -> Result<(), GpuError> {
         let (device, a, rows) = (&self.device, &self.activations, padded(extent.n_rows));
-        let [pack, out, gate_up, down] = self.products(layer);
+        let pack = self.products(layer)[0];
         self.issue_norm(a.x.all(), &layer.input_norm, extent.n_rows)?;
         device.multiply(&pack, a.normed.all(), a.packed.all(), rows, Output::Store)?;
         self.issue_attention(step, extent, index, layer)?;
-        device.multiply(&out, a.attended.all(), a.x.all(), rows, Output::AddF32)?;
-        self.issue_norm(a.x.all(), &layer.post_norm, extent.n_rows)?;
+        let Some(n) = extent.ends else {
+            return self.issue_rest(layer, a.attended.all(), a.x.all(), extent.n_rows);
+        };
+        if n == 0 {
+            return Ok(());
+        }
+        // Room that the final norm and the head use next.
+        let (attended, x) = (a.hidden.all(), a.hidden_f32.all());
+        let (width, hidden) = (layer.shape.q_width(), self.config.hidden_size);
+        let ends = self.step.wanted(0, n);
+        device.gather_rows(a.attended.all(), attended, ends, width * self.element.size())?;
+        device.gather_rows(a.x.all(), x, ends, hidden * 4)?;
+        self.issue_rest(layer, attended, x, n)?;
+        device.scatter_rows(x, a.x.all(), ends, hidden * 4)
+    }
+
+    /// A layer from what attention made to the residual stream `x`.
+    fn issue_rest(
+        &self,
+        layer: &LayerWeights,
+        attended: Span<'_>,
+        x: Span<'_>,
+        n_rows: usize,
+    ) -> Result<(), GpuError> {
+        let (device, a, rows) = (&self.device, &self.activations, padded(n_rows));
+        let [_, out, gate_up, down] = self.products(layer);
+        device.multiply(&out, attended, x, rows, Output::AddF32)?;
+        self.issue_norm(x, &layer.post_norm, n_rows)?;
         device.multiply_swiglu(&gate_up, a.normed.all(), a.gate_up.all(), a.act.all(), rows)?;
-        device.multiply(&down, a.act.all(), a.x.all(), rows, Output::AddF32)
+        device.multiply(&down, a.act.all(), x, rows, Output::AddF32)
     }
 
     /// Between the products W_pack and o_proj.
@@ -220,7 +252,14 @@ impl CudaModel {
             let chunks = (extent.n_single, extent.n_rows);
             let entries = (extent.n_single, extent.n_entries);
             device.conv_rope(element, step, chunks, &cache, &conv)?;
-            device.attend_prefill(step, entries, chunks, extent.longest, &attention)?;
+            match extent.ends {
+                Some(0) => {}
+                Some(_) => device.attend_prefill(step, entries, chunks, Chunks::Ends, &attention)?,
+                None => {
+                    let longest = extent.longest;
+                    device.attend_prefill(step, entries, chunks, Chunks::Whole { longest }, &attention)?;
+                }
+            }
             device.commit(element, step, chunks, &cache, &conv)?;
         }
         Ok(())

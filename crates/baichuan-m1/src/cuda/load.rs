@@ -3,7 +3,7 @@
 
 use baichuan_engine::model::ModelSpec;
 use baichuan_engine::{
-    CacheBudget, CachePlan, Dtype, EngineConfig, IsqType, LoadError, LoadProgress, LoadRequest,
+    CacheBudget, CachePlan, Dtype, EngineConfig, IsqType, LoadError, LoadProgress, LoadRequest, Topology,
 };
 use baichuan_kernels::cuda::{Choices, Device, GpuError, StepBuffer, StepTables};
 use baichuan_kernels::{ElementType, GgmlFormat, Threads};
@@ -11,12 +11,14 @@ use baichuan_kernels::{ElementType, GgmlFormat, Threads};
 use super::CudaModel;
 use super::mapped::MappedModel;
 use super::memory::{Activations, Caches};
-use super::reader::{CudaLoadError, Reader, Source, bytes_of};
+use super::reader::{CudaLoadError, Quantizer, Reader, Source, bytes_of};
 use super::weights::DeviceWeights;
 use crate::cache;
 use crate::config::{BaichuanConfig, Span};
+use crate::formats::Formats;
 use crate::layout::{self, Role};
 use crate::load::Loaded;
+use crate::place::Place;
 use crate::weights::Weights;
 
 /// Memory left to the driver, to recorded graphs and to trials of matrix products.
@@ -31,6 +33,8 @@ pub struct CudaOptions<'a> {
     /// What projections and the head are quantised to while they are loaded; with bf16 only. Matrices whose width the
     /// format's kernels do not take stay as they are.
     pub isq: Option<GgmlFormat>,
+    /// What single layers and tensors are quantised to instead; its devices are not looked at.
+    pub topology: &'a Topology,
     /// Sizes steps and caches.
     pub engine: &'a EngineConfig,
     /// Called after each tensor.
@@ -44,6 +48,7 @@ struct Opened {
     weights: Option<Weights>,
     dtype: Dtype,
     isq: Option<GgmlFormat>,
+    formats: Formats,
 }
 
 impl Opened {
@@ -77,11 +82,14 @@ impl Opened {
                 message: format!("{cache}: on GPUs keys and values are of the weights' type, {weights}"),
             });
         }
+        let isq = request.isq.map(format_of).transpose()?;
+        let formats = Formats::new(&config, isq, &request.placement.topology, format_of)?;
         Ok(Self {
             config,
             weights,
             dtype,
-            isq: request.isq.map(format_of).transpose()?,
+            isq,
+            formats,
         })
     }
 
@@ -101,7 +109,8 @@ impl Opened {
             parameters: specs.iter().map(|spec| spec.n_elements() as u64).sum(),
             dtype: self.dtype,
             cache_dtype: self.dtype,
-            quantization: self.isq.map(GgmlFormat::name),
+            quantization: self.formats.name(&self.config),
+            mark: self.formats.mark(),
             digest,
             device,
             config: self.config,
@@ -116,6 +125,7 @@ pub(crate) fn load(request: &LoadRequest<'_>, ordinal: usize) -> Result<Loaded<C
         ordinal,
         dtype: opened.dtype,
         isq: opened.isq,
+        topology: &request.placement.topology,
         engine: request.engine,
         progress: request.progress,
     };
@@ -127,6 +137,7 @@ pub(crate) fn load(request: &LoadRequest<'_>, ordinal: usize) -> Result<Loaded<C
 /// Loads what a server's request names as its device map says.
 pub(crate) fn load_mapped(
     request: &LoadRequest<'_>,
+    place: Place,
     threads: Threads,
 ) -> Result<Loaded<MappedModel>, LoadError> {
     let opened = Opened::new(request)?;
@@ -135,7 +146,8 @@ pub(crate) fn load_mapped(
         request,
         &opened.config,
         source,
-        (opened.dtype, opened.isq),
+        place,
+        (opened.dtype, opened.formats.clone()),
         threads,
     )?;
     let device = model.device();
@@ -162,13 +174,14 @@ impl CudaModel {
         let device = Device::open(options.ordinal).map_err(load_error)?;
         let engine = options.engine;
         let max_context = config.max_positions.min(engine.max_context.unwrap_or(usize::MAX));
-        check_weights(config, element, options.isq, &device)?;
-        let quantize = quantize(options.dtype, options.isq)?;
-        let mut reader = Reader::new(source, element, options.progress, quantize);
+        let formats = Formats::new(config, options.isq, options.topology, format_of)?;
+        check_weights(config, element, &formats, &device)?;
+        let quantizer = quantizer(options.dtype, formats)?;
+        let mut reader = Reader::new(source, element, options.progress, &quantizer);
         let weights =
             DeviceWeights::read(&device, config, &mut reader, max_context).map_err(weights_error)?;
-        let activations =
-            Activations::new(&device, config, element, engine, options.isq.is_some()).map_err(load_error)?;
+        let activations = Activations::new(&device, config, element, engine, quantizer.formats.quantise())
+            .map_err(load_error)?;
         let layers = cache::specs(config, element);
         let free = device
             .free_bytes()
@@ -210,11 +223,11 @@ impl CudaModel {
 fn check_weights(
     config: &BaichuanConfig,
     element: ElementType,
-    isq: Option<GgmlFormat>,
+    formats: &Formats,
     device: &Device,
 ) -> Result<(), LoadError> {
     let specs = layout::all(config);
-    let bytes: usize = specs.iter().map(|spec| bytes_of(spec, element, isq)).sum();
+    let bytes: usize = specs.iter().map(|spec| bytes_of(spec, element, formats)).sum();
     let needed_bytes = bytes as u64 + RESERVE_BYTES;
     let available_bytes = device.free_bytes().map_err(load_error)?;
     if needed_bytes > available_bytes {
@@ -241,22 +254,20 @@ fn format_of(isq: IsqType) -> Result<GgmlFormat, LoadError> {
     }
 }
 
-/// What to quantise with, if anything.
-pub(super) fn quantize(
-    dtype: Dtype,
-    isq: Option<GgmlFormat>,
-) -> Result<Option<(GgmlFormat, Threads)>, LoadError> {
-    let Some(format) = isq else {
-        return Ok(None);
-    };
-    if dtype != Dtype::Bf16 {
+/// What to quantise with.
+pub(super) fn quantizer(dtype: Dtype, formats: Formats) -> Result<Quantizer, LoadError> {
+    if formats.quantise() && dtype != Dtype::Bf16 {
         return Err(LoadError::Unsupported {
             key: "isq",
             message: "on GPUs quantised weights go with dtype bf16".into(),
         });
     }
-    let threads = Threads::physical().map_err(|error| LoadError::Compute(error.to_string()))?;
-    Ok(Some((format, threads)))
+    let threads = match formats.quantise() {
+        true => Threads::physical(),
+        false => Threads::new(1),
+    };
+    let threads = threads.map_err(|error| LoadError::Compute(error.to_string()))?;
+    Ok(Quantizer { formats, threads })
 }
 
 /// The engine's setup with the share of device memory that caches may have as bytes.

@@ -72,7 +72,7 @@ impl CausalLm for MappedModel {
         let padded = graph_rows(&arrangement).filter(|_| !is_plain);
         let mut wanted = Vec::new();
         let mut steps = Vec::with_capacity(self.shards.len());
-        for (number, shard) in self.shards.iter_mut().enumerate() {
+        for shard in &mut self.shards {
             shard.device.bind().map_err(step_error)?;
             tables::fill(
                 &mut shard.tables,
@@ -81,7 +81,7 @@ impl CausalLm for MappedModel {
                 &arrangement,
                 padded.unwrap_or(0),
             )?;
-            if number == 0 && padded.is_none() {
+            if padded.is_none() {
                 wanted = shard.want(batch, &arrangement, Head::Rows);
             }
             steps.push(
@@ -91,7 +91,13 @@ impl CausalLm for MappedModel {
                     .map_err(step_error)?,
             );
         }
-        let extent = padded.map_or_else(|| Extent::of(&arrangement), Extent::single);
+        let extent = match padded {
+            Some(rows) => Extent::single(rows),
+            None => Extent {
+                ends: self.shards[0].ends(batch, &arrangement, &wanted),
+                ..Extent::of(&arrangement)
+            },
+        };
         self.run_stages(batch, &arrangement, &steps, extent, padded.is_some())?;
         let base = &mut self.shards[0];
         base.device.bind().map_err(step_error)?;
@@ -163,6 +169,8 @@ impl MappedModel {
                 On::Shard(shard) => {
                     self.move_rows(at, shard, extent.n_rows)?;
                     at = shard;
+                    let ends = extent.ends.filter(|_| number + 1 == self.stages.len());
+                    let extent = Extent { ends, ..extent };
                     self.run_on_gpu(number, stage, shard, steps[shard], extent, recorded)?;
                 }
             }

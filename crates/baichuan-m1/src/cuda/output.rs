@@ -117,8 +117,11 @@ impl CudaModel {
         tables::fill(&mut self.tables, &self.spec, batch, arrangement, 0)?;
         let wanted = self.want(batch, arrangement, head);
         let step = self.step.send(&self.device, &self.tables).map_err(step_error)?;
-        self.issue_layers(step, Extent::of(arrangement))
-            .map_err(step_error)?;
+        let extent = Extent {
+            ends: self.ends(batch, arrangement, &wanted),
+            ..Extent::of(arrangement)
+        };
+        self.issue_layers(step, extent).map_err(step_error)?;
         self.finish(batch, &wanted, head)
     }
 
@@ -138,6 +141,24 @@ impl CudaModel {
             .wanted
             .extend(wanted.iter().map(|(_, row)| *row as i32));
         wanted
+    }
+
+    /// The number of rows wanted, if each is the last of its entry and leaving out the others is worth their gathering.
+    pub(super) fn ends(
+        &self,
+        batch: &StepBatch<'_>,
+        arrangement: &Arrangement,
+        wanted: &[(usize, usize)],
+    ) -> Option<usize> {
+        let places = arrangement.order.iter().zip(&arrangement.first_rows);
+        let last_rows: Vec<usize> = places
+            .map(|(&entry, first)| first + batch.entries[entry].tokens.len() - 1)
+            .collect();
+        let is_worth_it = wanted.len() <= HEAD_ROWS
+            && 2 * wanted.len() <= arrangement.n_rows
+            && (self.config.hidden_size * self.element.size()).is_multiple_of(16);
+        let are_last = || wanted.iter().all(|(_, row)| last_rows.binary_search(row).is_ok());
+        (is_worth_it && are_last()).then_some(wanted.len())
     }
 
     /// When all layers are issued: final norm and head of the rows wanted, some at a time.

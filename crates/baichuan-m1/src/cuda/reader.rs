@@ -2,10 +2,11 @@
 
 use baichuan_engine::{Dtype, LoadProgress};
 use baichuan_kernels::cuda::{Buffer, Device, GpuError, QuantMatrix};
-use baichuan_kernels::{ElementType, GgmlFormat, Threads};
+use baichuan_kernels::{ElementType, Threads};
 
 use super::weights::DeviceMatrix;
-use crate::layout::{Role, TensorSpec};
+use crate::formats::Formats;
+use crate::layout::{HEAD, Role, TensorSpec};
 use crate::weights::{Stored, Values, Weights, WeightsError};
 
 /// Where weights come from.
@@ -32,6 +33,16 @@ impl Source<'_> {
     }
 }
 
+/// What is counted while a model is read.
+pub(super) struct Tally<'a> {
+    /// Of everything read so far.
+    pub(super) digest: &'a mut blake3::Hasher,
+    /// Bytes read.
+    pub(super) done: &'a mut u64,
+    /// Tensors drawn.
+    pub(super) n_drawn: &'a mut u64,
+}
+
 /// Why weights did not get onto the device.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum CudaLoadError {
@@ -42,9 +53,9 @@ pub(super) enum CudaLoadError {
 }
 
 /// Bytes that a tensor takes on the device.
-pub(super) fn bytes_of(spec: &TensorSpec, element: ElementType, isq: Option<GgmlFormat>) -> usize {
+pub(super) fn bytes_of(spec: &TensorSpec, element: ElementType, formats: &Formats) -> usize {
     let quantised = matches!(spec.role, Role::Pack | Role::Linear | Role::Head);
-    match isq {
+    match formats.of(spec) {
         Some(format) if quantised && QuantMatrix::suits(format, spec.shape[1]) => {
             spec.n_elements() / 32 * QuantMatrix::bytes_of_32(format)
         }
@@ -60,7 +71,13 @@ pub(super) struct Reader<'a> {
     digest: blake3::Hasher,
     done: u64,
     drawn: u64,
-    quantize: Option<(GgmlFormat, Threads)>,
+    quantizer: &'a Quantizer,
+}
+
+/// Quantises matrices on the host.
+pub(super) struct Quantizer {
+    pub(super) formats: Formats,
+    pub(super) threads: Threads,
 }
 
 impl<'a> Reader<'a> {
@@ -68,7 +85,7 @@ impl<'a> Reader<'a> {
         source: Source<'a>,
         element: ElementType,
         progress: &'a (dyn Fn(LoadProgress) + Sync),
-        quantize: Option<(GgmlFormat, Threads)>,
+        quantizer: &'a Quantizer,
     ) -> Self {
         Self {
             source,
@@ -77,13 +94,17 @@ impl<'a> Reader<'a> {
             digest: source.begin_digest(),
             done: 0,
             drawn: 0,
-            quantize,
+            quantizer,
         }
     }
 
-    /// Digest so far and bytes read, for somebody else's turn at reading.
-    pub(super) fn tally(&mut self) -> (&mut blake3::Hasher, &mut u64) {
-        (&mut self.digest, &mut self.done)
+    /// What was counted so far, for somebody else's turn at reading.
+    pub(super) fn tally(&mut self) -> Tally<'_> {
+        Tally {
+            digest: &mut self.digest,
+            done: &mut self.done,
+            n_drawn: &mut self.drawn,
+        }
     }
 
     /// Of everything that was read.
@@ -121,8 +142,8 @@ impl<'a> Reader<'a> {
     ) -> Result<Option<QuantMatrix>, GpuError> {
         let n_in = specs[0].shape[1];
         let n_out = specs.iter().map(|spec| spec.shape[0]).sum();
-        match self.quantize {
-            Some((format, _)) if QuantMatrix::suits(format, n_in) => {
+        match self.quantizer.formats.of(specs[0]) {
+            Some(format) if QuantMatrix::suits(format, n_in) => {
                 QuantMatrix::zeros(device, format, (n_out, n_in), "the weights").map(Some)
             }
             _ => Ok(None),
@@ -138,12 +159,9 @@ impl<'a> Reader<'a> {
         spec: &TensorSpec,
         values: &[f32],
     ) -> Result<(), GpuError> {
-        let Some((format, threads)) = &self.quantize else {
-            return Ok(());
-        };
-        let n_in = spec.shape[1];
+        let (n_in, format) = (spec.shape[1], matrix.format());
         let mut blocks = vec![0; spec.shape[0] * format.row_bytes(n_in)];
-        format.encode(threads, n_in, values, &mut blocks);
+        format.encode(&self.quantizer.threads, n_in, values, &mut blocks);
         matrix.set_rows(device, first, &blocks)
     }
 
@@ -197,12 +215,18 @@ impl<'a> Reader<'a> {
 
     /// The head: rows of length one.
     pub(super) fn head(&mut self, device: &Device, spec: &TensorSpec) -> Result<DeviceMatrix, CudaLoadError> {
+        // By its own name where it is the embedding.
+        let own = TensorSpec {
+            name: HEAD.into(),
+            role: Role::Head,
+            ..spec.clone()
+        };
         let Source::Checkpoint(weights) = self.source else {
             // Drawn with the deviation that makes rows about that long.
-            return self.matrix(device, [spec]);
+            return self.matrix(device, [&own]);
         };
         let stored = weights.get(spec);
-        if let Some(matrix) = self.room_for_quantized(device, &[spec])? {
+        if let Some(matrix) = self.room_for_quantized(device, &[&own])? {
             if let Values::F32(values) = stored.normalised(Dtype::F32)? {
                 self.encode(device, &matrix, 0, spec, &values)?;
             }
@@ -265,7 +289,7 @@ fn upload(device: &Device, to: baichuan_kernels::cuda::Span<'_>, values: &Values
 }
 
 /// Mean and deviation that keep activations near one through any number of layers.
-fn distribution(spec: &TensorSpec) -> (f32, f32) {
+pub(super) fn distribution(spec: &TensorSpec) -> (f32, f32) {
     let fan_in = spec.shape.last().copied().unwrap_or(1) as f32;
     match spec.role {
         Role::Embedding => (0.0, 0.5),

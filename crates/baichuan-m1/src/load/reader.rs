@@ -6,10 +6,12 @@
 use std::sync::OnceLock;
 
 use baichuan_engine::{Dtype, LoadProgress};
-use baichuan_kernels::{Affine4, ElementType, GgmlFormat, MappedBytes, Matrix, MatrixError, Threads};
+use baichuan_kernels::{Affine4, ElementType, MappedBytes, Matrix, MatrixError, Threads};
 
+use super::Tensors;
 use crate::config::Quantization;
-use crate::layout::{Role, TensorSpec};
+use crate::formats::Formats;
+use crate::layout::{self, Role, TensorSpec};
 use crate::weights::{Stored, StoredMatrix, Weights, WeightsError, packed_format};
 
 /// Reads the tensors of a checkpoint.
@@ -17,8 +19,8 @@ pub(crate) struct Reader<'a> {
     weights: &'a Weights,
     /// Type of plain weights in memory; absent: as on disk.
     dtype: Option<Dtype>,
-    /// Format to quantise plain weights to.
-    isq: Option<GgmlFormat>,
+    /// What plain weights are quantised to.
+    formats: &'a Formats,
     threads: &'a Threads,
     progress: &'a (dyn Fn(LoadProgress) + Sync),
     digest: blake3::Hasher,
@@ -34,14 +36,14 @@ pub(crate) const SOURCE_DTYPE: &str = "source_dtype";
 impl<'a> Reader<'a> {
     pub(crate) fn new(
         weights: &'a Weights,
-        (dtype, isq): (Option<Dtype>, Option<GgmlFormat>),
+        (dtype, formats): (Option<Dtype>, &'a Formats),
         threads: &'a Threads,
         progress: &'a (dyn Fn(LoadProgress) + Sync),
     ) -> Self {
         Self {
             weights,
             dtype,
-            isq,
+            formats,
             threads,
             progress,
             digest: blake3::Hasher::new(),
@@ -69,51 +71,6 @@ impl<'a> Reader<'a> {
         std::mem::swap(&mut self.done, done);
     }
 
-    /// Scales and taps: f32, whatever the weights are.
-    pub(crate) fn vector(&mut self, spec: &TensorSpec) -> Result<Vec<f32>, WeightsError> {
-        let stored = self.weights.get(spec);
-        let values = stored.to_vec()?;
-        self.note(&[stored]);
-        self.weights.forget(spec);
-        Ok(values)
-    }
-
-    /// The matrices of `specs`, as many rows each, one below the other.
-    pub(crate) fn matrix(&mut self, specs: &[&TensorSpec]) -> Result<Matrix, WeightsError> {
-        let stored: Vec<_> = specs.iter().map(|spec| self.weights.matrix(spec)).collect();
-        let shape = shape(specs);
-        let matrix = match &stored[..] {
-            [StoredMatrix::Packed(bytes)] => self.packed(specs[0], shape, bytes)?,
-            _ => match (all(&stored, plain), all(&stored, affine4)) {
-                (Some(plain), _) => {
-                    let matrix = self.plain(specs[0].role, &plain, shape)?;
-                    self.note(&plain);
-                    matrix
-                }
-                (_, Some(parts)) => {
-                    let affine: Vec<_> = parts.iter().map(|(affine, _)| *affine).collect();
-                    let matrix = Matrix::from_affine4(self.threads, shape.0, shape.1, &affine);
-                    for (affine, [scales, biases]) in &parts {
-                        self.digest.update(affine.codes);
-                        self.done += affine.codes.len() as u64;
-                        self.note(&[*scales, *biases]);
-                    }
-                    matrix.map_err(|source| quantized(specs[0], source))?
-                }
-                _ => {
-                    let tensor = specs[0].name.clone();
-                    return Err(WeightsError::Mixed { tensor });
-                }
-            },
-        };
-        if matches!(stored[..], [StoredMatrix::Packed(_)]) {
-            self.mapped_bytes += matrix.bytes() as u64;
-        } else {
-            specs.iter().for_each(|spec| self.weights.forget(spec));
-        }
-        Ok(matrix)
-    }
-
     /// The head, rows of length one, of an embedding that is tied to it and was read already.
     ///
     /// Where the embedding is quantised, so is what it stands for: its rows are divided by their lengths in f32, and
@@ -124,7 +81,12 @@ impl<'a> Reader<'a> {
         embedding: &Matrix,
     ) -> Result<Matrix, WeightsError> {
         if let StoredMatrix::Plain(stored) = self.weights.matrix(spec) {
-            let head = self.plain(Role::Head, &[stored], shape(&[spec]))?;
+            let head = TensorSpec {
+                name: layout::HEAD.into(),
+                role: Role::Head,
+                ..spec.clone()
+            };
+            let head = self.plain(&head, &[stored], shape(&[spec]))?;
             self.weights.forget(spec);
             return Ok(head);
         }
@@ -145,7 +107,7 @@ impl<'a> Reader<'a> {
     /// A matrix of plain tensors; the head's rows are divided by their lengths.
     fn plain(
         &self,
-        role: Role,
+        spec: &TensorSpec,
         parts: &[Stored<'_>],
         (rows, cols): (usize, usize),
     ) -> Result<Matrix, WeightsError> {
@@ -154,7 +116,7 @@ impl<'a> Reader<'a> {
         let failed = OnceLock::new();
         let source = |row: usize, out: &mut [f32]| {
             let (part, row) = (&parts[row / part_rows], row % part_rows);
-            if let Err(error) = part.row(row, dtype, role == Role::Head, out) {
+            if let Err(error) = part.row(row, dtype, spec.role == Role::Head, out) {
                 // One of them is enough to tell.
                 let _ = failed.set(error);
             }
@@ -164,8 +126,10 @@ impl<'a> Reader<'a> {
             Dtype::F16 => ElementType::F16,
             Dtype::Bf16 => ElementType::Bf16,
         };
-        let matrix = match self.isq {
-            Some(format) => Matrix::quantize(self.threads, packed_format(role, format), rows, cols, source),
+        let matrix = match self.formats.of(spec) {
+            Some(format) => {
+                Matrix::quantize(self.threads, packed_format(spec.role, format), rows, cols, source)
+            }
             None => Matrix::round(self.threads, element, rows, cols, source),
         };
         failed.into_inner().map_or(Ok(matrix), Err)
@@ -200,7 +164,7 @@ impl<'a> Reader<'a> {
     fn tell(&mut self, bytes: usize) {
         self.done += bytes as u64;
         (self.progress)(LoadProgress {
-            stage: if self.isq.is_some() {
+            stage: if self.formats.quantise() {
                 "quantising"
             } else {
                 "weights"
@@ -208,6 +172,52 @@ impl<'a> Reader<'a> {
             done: self.done,
             total: self.weights.total_bytes(),
         });
+    }
+}
+
+impl Tensors for Reader<'_> {
+    /// f32, whatever the weights are.
+    fn vector(&mut self, spec: &TensorSpec) -> Result<Vec<f32>, WeightsError> {
+        let stored = self.weights.get(spec);
+        let values = stored.to_vec()?;
+        self.note(&[stored]);
+        self.weights.forget(spec);
+        Ok(values)
+    }
+
+    fn matrix(&mut self, specs: &[&TensorSpec]) -> Result<Matrix, WeightsError> {
+        let stored: Vec<_> = specs.iter().map(|spec| self.weights.matrix(spec)).collect();
+        let shape = shape(specs);
+        let matrix = match &stored[..] {
+            [StoredMatrix::Packed(bytes)] => self.packed(specs[0], shape, bytes)?,
+            _ => match (all(&stored, plain), all(&stored, affine4)) {
+                (Some(plain), _) => {
+                    let matrix = self.plain(specs[0], &plain, shape)?;
+                    self.note(&plain);
+                    matrix
+                }
+                (_, Some(parts)) => {
+                    let affine: Vec<_> = parts.iter().map(|(affine, _)| *affine).collect();
+                    let matrix = Matrix::from_affine4(self.threads, shape.0, shape.1, &affine);
+                    for (affine, [scales, biases]) in &parts {
+                        self.digest.update(affine.codes);
+                        self.done += affine.codes.len() as u64;
+                        self.note(&[*scales, *biases]);
+                    }
+                    matrix.map_err(|source| quantized(specs[0], source))?
+                }
+                _ => {
+                    let tensor = specs[0].name.clone();
+                    return Err(WeightsError::Mixed { tensor });
+                }
+            },
+        };
+        if matches!(stored[..], [StoredMatrix::Packed(_)]) {
+            self.mapped_bytes += matrix.bytes() as u64;
+        } else {
+            specs.iter().for_each(|spec| self.weights.forget(spec));
+        }
+        Ok(matrix)
     }
 }
 

@@ -31,6 +31,8 @@ pub(crate) struct Setup {
     pub(crate) dtype: Option<Dtype>,
     pub(crate) cache_dtype: Option<Dtype>,
     pub(crate) isq: Option<GgmlFormat>,
+    /// The text of a topology file.
+    pub(crate) topology: &'static str,
     pub(crate) n_threads: usize,
     pub(crate) block_tokens: usize,
 }
@@ -41,6 +43,7 @@ impl Default for Setup {
             dtype: Some(Dtype::F32),
             cache_dtype: Some(Dtype::F32),
             isq: None,
+            topology: "",
             n_threads: 2,
             block_tokens: 4,
         }
@@ -67,6 +70,7 @@ impl Driver {
             dtype: setup.dtype,
             cache_dtype: setup.cache_dtype,
             isq: setup.isq,
+            topology: &setup.topology.parse().unwrap(),
             threads: Threads::new(setup.n_threads).unwrap(),
             engine: &engine,
             progress: &|_| {},

@@ -12,3 +12,4 @@ mod parity;
 mod plugin;
 mod quantised;
 mod rewrite;
+mod topology;

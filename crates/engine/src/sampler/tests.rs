@@ -155,6 +155,33 @@ fn filters_leave_what_they_should() {
     );
 }
 
+/// Of equally likely tokens a share is a number of tokens, whatever sums of their probabilities would round to.
+#[test]
+fn a_share_of_equals_is_a_whole_number_of_them() {
+    for n in 1..200u32 {
+        for (top_p, kept) in [
+            (0.5f32, n.div_ceil(2)),
+            (0.25, n.div_ceil(4)),
+            (0.75, (3 * n).div_ceil(4)),
+        ] {
+            let wish = SamplingOptions {
+                top_p: Some(top_p),
+                ..options()
+            };
+            let left = filter::candidates(&Filters::of(&params(wish)), &vec![1.5; n as usize]);
+            assert_eq!(left.len(), kept as usize, "{top_p} of {n}");
+        }
+        let all = filter::candidates(&Filters::of(&params(options())), &vec![1.5; n as usize]);
+        for id in 0..n {
+            assert_eq!(
+                filter::pick(&all, f64::from(id) / f64::from(n) + 1e-9),
+                Some(id),
+                "of {n}"
+            );
+        }
+    }
+}
+
 #[test]
 fn penalties_bias_and_lists_move_logits_as_documented() {
     let logits = [2.0f32, -2.0, 1.0, 0.5];

@@ -62,6 +62,18 @@ pub struct Attention<'a> {
     pub scratch: Span<'a>,
 }
 
+/// Which of chunks' rows attention is wanted of.
+#[derive(Clone, Copy, Debug)]
+pub enum Chunks {
+    /// All of them.
+    Whole {
+        /// No chunk is longer.
+        longest: usize,
+    },
+    /// Each chunk's last row; what becomes of the others is not said.
+    Ends,
+}
+
 /// Blocks that keep every multiprocessor of a large GPU busy several times over, so that none waits for the last.
 const BLOCKS_WANTED: usize = 1056;
 const MAX_SPLITS: usize = 64;
@@ -141,14 +153,14 @@ impl Device {
         }
     }
 
-    /// Attention of chunks: entries from `first_entry` on, rows from `first_row` on, no chunk longer than
-    /// `longest`. Each row sees the cache before its chunk and the chunk up to itself.
+    /// Attention of chunks: entries from `first_entry` on, rows from `first_row` on. Each row sees the cache before
+    /// its chunk and the chunk up to itself.
     pub fn attend_prefill(
         &self,
         step: Step,
         (first_entry, n_entries): (usize, usize),
         (first_row, n_rows): (usize, usize),
-        longest: usize,
+        chunks: Chunks,
         a: &Attention<'_>,
     ) -> Result<(), GpuError> {
         if n_entries == first_entry {
@@ -158,7 +170,11 @@ impl Device {
             return self.attend_any(step, first_row, n_rows, a);
         }
         let d = a.cache.head_dim;
-        let (tiles, n_chunks) = (longest.div_ceil(PREFILL_QUERIES), n_entries - first_entry);
+        let (tiles, ends_only) = match chunks {
+            Chunks::Whole { longest } => (longest.div_ceil(PREFILL_QUERIES), 0),
+            Chunks::Ends => (1, 1),
+        };
+        let n_chunks = n_entries - first_entry;
         let q = a.conv.packed.holding(n_rows * a.row_width(), 2);
         let fresh = a.conv.fresh.holding(n_rows * 2 * a.cache.n_kv_heads * d, 2);
         let out = a.out.holding(n_rows * a.conv.n_heads * d, 2);
@@ -193,7 +209,8 @@ impl Device {
                         out,
                         n_heads,
                         scale,
-                        first_entry
+                        first_entry,
+                        ends_only
                     ],
                 )
             };
@@ -213,7 +230,18 @@ impl Device {
             self.launch(
                 kernel,
                 &grid,
-                arguments![step, cache, q, stride, fresh, out, n_heads, scale, first_entry],
+                arguments![
+                    step,
+                    cache,
+                    q,
+                    stride,
+                    fresh,
+                    out,
+                    n_heads,
+                    scale,
+                    first_entry,
+                    ends_only
+                ],
             )
         }
     }

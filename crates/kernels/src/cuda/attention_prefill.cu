@@ -7,13 +7,13 @@
 
 template <int D, int KEYS>
 __device__ void attend_prefill(Step s, Cache c, const bf16 *q, int q_stride, const bf16 *fresh, bf16 *out, int n_q,
-                               float scale_log2, int e0) {
+                               float scale_log2, int e0, int ends_only) {
   constexpr int CHUNKS = D / 8, QUERIES = 128, TILE = KEYS * D;
   constexpr bool KEEP_Q = D <= 128;
   extern __shared__ __align__(128) bf16 shared[];  // queries, then [stage][k, v][KEYS][D]
   begin();
   int e = e0 + blockIdx.z, h = blockIdx.y, head = h / (n_q / c.n_kv);
-  int len = s.len[e], q0 = (gridDim.x - 1 - blockIdx.x) * QUERIES;
+  int len = s.len[e], q0 = ends_only ? (len - 1) / QUERIES * QUERIES : (gridDim.x - 1 - blockIdx.x) * QUERIES;
   if (q0 >= len) return;
   int start = s.start[e], first_row = s.first_row[e], kv = c.n_kv * D;
   int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
@@ -158,8 +158,8 @@ __device__ void attend_prefill(Step s, Cache c, const bf16 *q, int q_stride, con
 }
 #define PREFILL(D, KEYS)                                                                                             \
   extern "C" __global__ __launch_bounds__(256, 1) void attend_prefill_##D(                                          \
-      Step s, Cache c, const bf16 *q, int qs, const bf16 *f, bf16 *o, int n, float scale, int e0) {                  \
-    attend_prefill<D, KEYS>(s, c, q, qs, f, o, n, scale, e0);                                                        \
+      Step s, Cache c, const bf16 *q, int qs, const bf16 *f, bf16 *o, int n, float scale, int e0, int ends_only) {   \
+    attend_prefill<D, KEYS>(s, c, q, qs, f, o, n, scale, e0, ends_only);                                             \
   }
 PREFILL(64, 64)
 PREFILL(128, 64)

@@ -22,7 +22,7 @@ template <int D, int KEYS> struct PrefillShape {
 template <int D, int KEYS>
 __device__ __forceinline__ void attend_prefill(const Step &s, const Cache &c, const bf16 *q, int q_stride,
                                                const TensorMap *cache, const TensorMap *fresh, bf16 *out, int n_q,
-                                               float scale_log2, int e0) {
+                                               float scale_log2, int e0, int ends_only) {
   using Shape = PrefillShape<D, KEYS>;
   constexpr int QUERIES = Shape::QUERIES, STAGES = Shape::STAGES, TILE_BYTES = Shape::TILE_BYTES;
   constexpr int PANELS = Shape::PANELS, GROUPS = KEYS / 16;
@@ -30,7 +30,8 @@ __device__ __forceinline__ void attend_prefill(const Step &s, const Cache &c, co
   extern __shared__ char shared[];
   allow_next();
   int h = blockIdx.x, e = e0 + blockIdx.z, head = h / (n_q / c.n_kv);
-  int len = s.len[e], q0 = (gridDim.y - 1 - blockIdx.y) * QUERIES;  // the longest rows first
+  // The longest rows first; or those alone that hold the chunk's last one.
+  int len = s.len[e], q0 = ends_only ? (len - 1) / QUERIES * QUERIES : (gridDim.y - 1 - blockIdx.y) * QUERIES;
   if (q0 >= len) return;
   int start = s.start[e], first_row = s.first_row[e];
   int lo = first_key(c, start + q0), hi = start + min(q0 + QUERIES, len) - 1;  // positions in sight
@@ -239,8 +240,8 @@ __device__ __forceinline__ void attend_prefill(const Step &s, const Cache &c, co
   extern "C" __global__ __launch_bounds__(384, 1) void attend_wgmma_##D(                                            \
       const __grid_constant__ Step s, const __grid_constant__ Cache c, const bf16 *q, int qs,                        \
       const __grid_constant__ TensorMap cache, const __grid_constant__ TensorMap fresh, bf16 *o, int n,          \
-      float scale, int e0) {                                                                                         \
-    attend_prefill<D, KEYS>(s, c, q, qs, &cache, &fresh, o, n, scale, e0);                                           \
+      float scale, int e0, int ends_only) {                                                                          \
+    attend_prefill<D, KEYS>(s, c, q, qs, &cache, &fresh, o, n, scale, e0, ends_only);                                \
   }
 PREFILL(64, 128)
 PREFILL(128, 128)

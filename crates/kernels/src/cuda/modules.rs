@@ -83,6 +83,7 @@ pub(super) fn all() -> Vec<Module> {
             "swiglu_f32",
             "swiglu_bf16",
             "argmax",
+            "move_rows",
             "rope_table",
             "random_f32",
             "random_bf16",

@@ -54,6 +54,9 @@ pub struct Product<'a> {
 const FEW_READINGS_ROWS: usize = 48;
 /// Algorithms of cuBLASLt that are tried for a shape.
 const CANDIDATES: usize = 8;
+/// How often each is timed, and how long a product takes that is timed less.
+const ROUNDS: usize = 4;
+const LONG: Duration = Duration::from_micros(400);
 const WORKSPACE_BYTES: usize = 64 << 20;
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -267,24 +270,33 @@ impl Products {
         let result = Buffer::zeros(device, result_bytes, "trying matrix products")?;
         let operands = [matrix, x, result.all().ptr()];
         let mut best = Duration::MAX;
-        for algorithm in proposals {
+        'proposals: for algorithm in proposals {
             let mut fastest = Duration::MAX;
-            for _ in 0..4 {
+            // The first round loads the kernel. A step waits for this, so long products are run three times in all.
+            for round in 0..ROUNDS {
+                let is_long = fastest > LONG;
+                if round > 2 && is_long {
+                    break;
+                }
+                let runs = if is_long { 1 } else { 3 };
                 device.synchronize()?;
                 let begun = Instant::now();
-                for _ in 0..3 {
+                for _ in 0..runs {
                     // SAFETY: operands of the plan's shape, the result in a buffer of its own.
                     if unsafe { self.run(device, &plan, &algorithm, operands) }.is_err() {
-                        break;
+                        continue 'proposals;
                     }
                 }
                 device.synchronize()?;
-                fastest = fastest.min(begun.elapsed());
+                fastest = fastest.min(begun.elapsed() / runs);
             }
             if fastest < best {
                 best = fastest;
                 plan.algorithm = algorithm;
             }
+        }
+        if best == Duration::MAX {
+            return Err(blas("planning", &shape, "no algorithm runs"));
         }
         Ok(plan)
     }

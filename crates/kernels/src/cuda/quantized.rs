@@ -30,6 +30,11 @@ pub(super) enum Codes {
 }
 
 impl QuantMatrix {
+    /// Of its weights.
+    pub fn format(&self) -> GgmlFormat {
+        self.format
+    }
+
     /// Whether there are kernels for the format and rows of `n_in` weights.
     pub fn suits(format: GgmlFormat, n_in: usize) -> bool {
         match format {

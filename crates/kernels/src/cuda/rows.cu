@@ -137,6 +137,13 @@ extern "C" __global__ void rope_table(float2 *table, int half, double theta) {
   }
 }
 
+// Rows of `width` times 16 bytes: `to[i]` of `from[rows[i]]`, or with `back`, `to[rows[i]]` of `from[i]`.
+extern "C" __global__ void move_rows(const uint4 *from, uint4 *to, const int *rows, int width, int back) {
+  begin();
+  size_t here = (size_t)blockIdx.x * width, there = (size_t)rows[blockIdx.x] * width;
+  for (int i = threadIdx.x; i < width; i += blockDim.x) to[(back ? there : here) + i] = from[(back ? here : there) + i];
+}
+
 // Roughly normal numbers of the mean and deviation given: sums of four uniform ones. Value n depends on seed and n,
 // and is a bf16 number whatever the type, so that models of both types can have equal weights.
 template <typename T> __device__ void random_fill(T *to, size_t n, uint64_t seed, float mean, float deviation) {

@@ -111,6 +111,49 @@ impl Device {
         unsafe { self.launch("argmax", &grid, arguments![logits, chosen, vocab]) }
     }
 
+    /// `to[i]` = row `rows[i]` of `from`, rows of `row_bytes`, a multiple of 16.
+    pub fn gather_rows(
+        &self,
+        from: Span<'_>,
+        to: Span<'_>,
+        rows: Span<'_>,
+        row_bytes: usize,
+    ) -> Result<(), GpuError> {
+        self.move_rows([from, to], rows, row_bytes, 0)
+    }
+
+    /// Row `rows[i]` of `to` = `from[i]`: the way back of [`Device::gather_rows`].
+    pub fn scatter_rows(
+        &self,
+        from: Span<'_>,
+        to: Span<'_>,
+        rows: Span<'_>,
+        row_bytes: usize,
+    ) -> Result<(), GpuError> {
+        self.move_rows([from, to], rows, row_bytes, 1)
+    }
+
+    fn move_rows(
+        &self,
+        [from, to]: [Span<'_>; 2],
+        rows: Span<'_>,
+        row_bytes: usize,
+        back: i32,
+    ) -> Result<(), GpuError> {
+        assert!(row_bytes.is_multiple_of(16), "rows of {row_bytes} bytes");
+        let n_rows = rows.n_bytes() / 4;
+        let dense = if back == 1 { from } else { to };
+        dense.holding(n_rows, row_bytes);
+        let grid = Grid {
+            blocks: [n_rows, 1, 1],
+            threads: 256,
+            shared_bytes: 0,
+        };
+        let (from, to, rows, width) = (from.ptr(), to.ptr(), rows.ptr(), (row_bytes / 16) as i32);
+        // SAFETY: parameter types as in rows.cu; the dense side was checked, row numbers by the step's maker.
+        unsafe { self.launch("move_rows", &grid, arguments![from, to, rows, width, back]) }
+    }
+
     /// Cosines and sines of `position · theta^(-i / half)` as pairs of f32, `[positions][half]`; angles in f64.
     pub fn rope_table(
         &self,

@@ -10,3 +10,4 @@ mod limits;
 mod loading;
 mod parity;
 mod support;
+mod topology;

@@ -117,6 +117,7 @@ fn raw_model(model: &ModelConfig) -> RawModel {
         threads: model.threads,
         device: Some(model.placement.device),
         device_map: Some(model.placement.map.clone()),
+        topology: model.topology.clone(),
         random_weights: model.random_weights,
         engine: raw_engine(&model.engine),
     }

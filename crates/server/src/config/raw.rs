@@ -110,6 +110,9 @@ pub(crate) struct RawModel {
     /// `"0:20;1:20"`, the rest on the host.
     #[schemars(with = "Option<String>", extend("x-default" = "`\"single\"`"))]
     pub(crate) device_map: Option<DeviceMap>,
+    /// A topology file of mistral.rs: what single layers and tensors are quantised to, and on which devices layers live.
+    #[schemars(extend("x-default" = "all layers alike"))]
+    pub(crate) topology: Option<PathBuf>,
     /// For measurements on GPUs: draw the weights from this seed on the device; the folder needs no weights.
     #[schemars(extend("x-default" = "weights are read"))]
     pub(crate) random_weights: Option<u64>,
@@ -136,6 +139,7 @@ impl RawModel {
             threads: over.threads.or(self.threads),
             device: over.device.or(self.device),
             device_map: over.device_map.or(self.device_map),
+            topology: over.topology.or(self.topology),
             random_weights: over.random_weights.or(self.random_weights),
             engine: self.engine.overridden_by(&over.engine),
         }

@@ -407,6 +407,42 @@ fn a_bad_key_or_value_is_an_error_that_names_key_value_and_file() {
 }
 
 #[test]
+fn a_topology_is_read_with_the_configuration_and_its_bad_entry_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("topology.yml");
+    let with = |text: &str, more: &str| {
+        std::fs::write(&path, text).unwrap();
+        case(&format!("{ONE}model.topology = {:?}\n{more}", path.display()))
+    };
+    let config = with("0-2: {isq: Q4K}\n3: {device: cpu}", "").load();
+    let topology = &config.models[0].placement.topology;
+    assert_eq!(
+        topology.layer(1).and_then(|range| range.isq),
+        Some(baichuan_engine::IsqType::Q4K)
+    );
+    assert_eq!(config.models[0].topology.as_deref(), Some(path.as_path()));
+    for (text, more, says) in [
+        ("4-2: {isq: Q4K}", "", "entry \"4-2\""),
+        ("0: {isq: Q9}", "", "entry \"0\""),
+        (
+            "0: {device: 'cuda[1]'}",
+            "model.device_map = '0:2'",
+            "device_map = 0:2",
+        ),
+    ] {
+        let error = with(text, more).error();
+        assert!(error.starts_with("model.topology: "), "{error}");
+        assert!(error.contains(says) && error.contains("topology.yml"), "{error}");
+    }
+    std::fs::remove_file(&path).unwrap();
+    assert!(
+        case(&format!("{ONE}model.topology = {:?}", path.display()))
+            .error()
+            .contains("topology.yml")
+    );
+}
+
+#[test]
 fn every_problem_is_told_at_once() {
     let error = case(&format!("{ONE}engine.max_waiting = 0\nrequests.text_queue = 0")).error();
     assert!(
@@ -524,6 +560,13 @@ fn every_sample_configuration_is_good() {
         .collect();
     assert!(!files.is_empty());
     for file in files {
+        if file.extension().is_some_and(|ending| ending == "yml") {
+            let topology = std::fs::read_to_string(&file)
+                .unwrap()
+                .parse::<baichuan_engine::Topology>();
+            assert!(!topology.unwrap().is_empty(), "{file:?}");
+            continue;
+        }
         let inputs = Inputs {
             file: Some(file),
             ..Inputs::default()

@@ -5,20 +5,22 @@ use std::collections::BTreeMap;
 use baichuan_engine::model::ModelSpec;
 use baichuan_engine::{CacheBudget, CachePlan, Dtype, EngineConfig, LoadError, LoadRequest};
 use baichuan_kernels::cuda::{Buffer, Choices, Device, Pinned, StepBuffer, StepTables};
-use baichuan_kernels::{ElementType, GgmlFormat, Threads};
+use baichuan_kernels::{ElementType, Threads};
 
 use super::{MappedModel, On, Stage};
 use crate::cache;
 use crate::config::{BaichuanConfig, Span};
 use crate::cuda::CudaModel;
 use crate::cuda::host_part::HostPart;
-use crate::cuda::load::{RESERVE_BYTES, check, element_of, load_error, quantize, weights_error, within};
+use crate::cuda::host_reader::HostReader;
+use crate::cuda::load::{RESERVE_BYTES, check, element_of, load_error, quantizer, weights_error, within};
 use crate::cuda::memory::{self, Activations, Caches};
-use crate::cuda::reader::{Reader, Source, bytes_of};
+use crate::cuda::reader::{Quantizer, Reader, Source, bytes_of};
 use crate::cuda::weights::{DeviceMatrix, DeviceWeights, LayerWeights, angles};
-use crate::device_map::{Demand, Gpu, places, segments};
+use crate::device_map::{Demand, Gpu, by_topology, places, segments};
+use crate::formats::Formats;
 use crate::layout::{self, LayerSpec};
-use crate::load::{HostReader, LoadOptions, free_memory};
+use crate::load::free_memory;
 use crate::place::Place;
 
 /// What a load stands on.
@@ -27,7 +29,9 @@ struct Setup<'a> {
     config: &'a BaichuanConfig,
     source: Source<'a>,
     element: ElementType,
-    isq: Option<GgmlFormat>,
+    /// Where layers live that the topology does not name.
+    place: Place,
+    quantizer: Quantizer,
     threads: Threads,
     max_context: usize,
 }
@@ -38,7 +42,8 @@ impl MappedModel {
         request: &LoadRequest<'_>,
         config: &BaichuanConfig,
         source: Source<'_>,
-        (dtype, isq): (Dtype, Option<GgmlFormat>),
+        place: Place,
+        (dtype, formats): (Dtype, Formats),
         threads: Threads,
     ) -> Result<(Self, blake3::Hash), LoadError> {
         let setup = Setup {
@@ -46,7 +51,8 @@ impl MappedModel {
             config,
             source,
             element: element_of(dtype)?,
-            isq,
+            place,
+            quantizer: quantizer(dtype, formats)?,
             threads,
             max_context: config
                 .max_positions
@@ -67,9 +73,12 @@ fn with_layers(config: &BaichuanConfig, layers: &[usize]) -> BaichuanConfig {
 
 impl Setup<'_> {
     fn places(&self) -> Result<Vec<Place>, LoadError> {
-        places(&self.request.placement.map, self.config.layers.len(), || {
-            Ok((self.demand(), self.gpus()?))
-        })
+        let placement = &self.request.placement;
+        let n_layers = self.config.layers.len();
+        if placement.topology.places_layers() {
+            return by_topology(&placement.topology, n_layers, self.place);
+        }
+        places(&placement.map, n_layers, || Ok((self.demand(), self.gpus()?)))
     }
 
     /// Every GPU that the kernels run on, in the driver's order.
@@ -93,7 +102,7 @@ impl Setup<'_> {
             let weights: usize = LayerSpec::new(config, index, shape)
                 .into_array()
                 .iter()
-                .map(|spec| bytes_of(spec, self.element, self.isq))
+                .map(|spec| bytes_of(spec, self.element, &self.quantizer.formats))
                 .sum();
             let tokens = match shape.span {
                 Span::Global => self.max_context,
@@ -123,25 +132,14 @@ impl Setup<'_> {
         let open = |ordinal: &usize| Device::open(*ordinal).map_err(load_error);
         let devices: Vec<Device> = ordinals.iter().map(open).collect::<Result<_, _>>()?;
         let shard_of = |ordinal: usize| ordinals.iter().position(|o| *o == ordinal).unwrap_or(0);
-        let host_options = LoadOptions {
-            dtype: Some(dtype),
-            cache_dtype: Some(dtype),
-            isq: self.isq,
-            threads: self.threads.clone(),
-            engine: self.request.engine,
-            progress: self.request.progress,
-        };
-
-        let mut reader = Reader::new(
+        let mut reader = Reader::new(self.source, self.element, self.request.progress, &self.quantizer);
+        let mut on_host = HostReader::new(
             self.source,
-            self.element,
+            (dtype, self.element),
+            &self.quantizer,
+            &self.threads,
             self.request.progress,
-            quantize(dtype, self.isq)?,
         );
-        let mut on_host = match self.source {
-            Source::Checkpoint(weights) => Some(HostReader::new(weights, &host_options)),
-            Source::Random { .. } => None,
-        };
         let (mut gpu_layers, mut host_layers) = (vec![Vec::new(); devices.len()], Vec::new());
         let mut gpu_weights: Vec<Vec<LayerWeights>> = devices.iter().map(|_| Vec::new()).collect();
         let mut decoder_layers = Vec::new();
@@ -152,18 +150,8 @@ impl Setup<'_> {
         for (index, place) in places.iter().enumerate() {
             match place {
                 Place::Host => {
-                    let Some(on_host) = &mut on_host else {
-                        return Err(LoadError::Unsupported {
-                            key: "random_weights",
-                            message: format!(
-                                "weights are drawn on GPUs only, and layer {index} is on the host"
-                            ),
-                        });
-                    };
-                    let tally = reader.tally();
-                    let layer = self
-                        .threads
-                        .install(|| on_host.layer(config, index, tally))
+                    let layer = on_host
+                        .layer(config, index, reader.tally())
                         .map_err(|error| LoadError::Compute(error.to_string()))?;
                     decoder_layers.push(layer);
                     host_layers.push(index);
@@ -209,8 +197,9 @@ impl Setup<'_> {
                 angles: angles(&device, &config, self.max_context).map_err(load_error)?,
             };
             let engine = self.request.engine;
-            let activations = Activations::new(&device, &config, self.element, engine, self.isq.is_some())
-                .map_err(load_error)?;
+            let is_quantized = self.quantizer.formats.quantise();
+            let activations =
+                Activations::new(&device, &config, self.element, engine, is_quantized).map_err(load_error)?;
             parts.push((device, config, weights, activations));
         }
         let plan = self.plan(&parts, &with_layers(config, &host_layers))?;

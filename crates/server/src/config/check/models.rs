@@ -1,9 +1,9 @@
 //! The list of models.
 
 use std::collections::HashSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use baichuan_engine::{DeviceChoice, DeviceMap, Placement};
+use baichuan_engine::{DeviceChoice, DeviceMap, Placement, Topology, TopologyError};
 
 use super::Findings;
 use super::engine::engine;
@@ -31,6 +31,7 @@ pub(super) fn models(
             "threads",
             "device",
             "device_map",
+            "topology",
             "random_weights",
             "engine",
         ];
@@ -108,7 +109,10 @@ pub(super) fn one_model(
             || format!("{} is not a folder", folder.display()),
         );
     }
-    let placement = placement(key, raw.device, raw.device_map, findings);
+    let mut placement = placement(key, raw.device, raw.device_map, findings);
+    if let Some(path) = raw.topology.as_ref().filter(|path| must_exist || path.exists()) {
+        placement.topology = topology(key, path, &placement.map, findings);
+    }
     let own = format!("{key}.engine");
     let engine = engine(&own, common.overridden_by(&raw.engine), findings);
     Some(ModelConfig {
@@ -121,6 +125,7 @@ pub(super) fn one_model(
         adapters,
         threads: raw.threads,
         placement,
+        topology: raw.topology,
         random_weights: raw.random_weights,
         engine,
     })
@@ -140,5 +145,30 @@ fn placement(
         &[&keys[0], &keys[1]],
         || format!("{map} spreads layers over GPUs, but device is {device}"),
     );
-    Placement { device, map }
+    Placement {
+        device,
+        map,
+        topology: Topology::default(),
+    }
+}
+
+fn topology(key: &str, path: &Path, map: &DeviceMap, findings: &mut Findings) -> Topology {
+    let keys = [format!("{key}.topology"), "model.topology".into()];
+    let keys = [keys[0].as_str(), keys[1].as_str()];
+    let read = std::fs::read_to_string(path).map_err(|error| error.to_string());
+    let topology: Result<Topology, String> =
+        read.and_then(|text| text.parse().map_err(|error: TopologyError| error.to_string()));
+    match topology {
+        Ok(topology) => {
+            let agree = !topology.places_layers() || *map == DeviceMap::Single;
+            findings.that(agree, &keys, || {
+                format!("{} places layers, and so does device_map = {map}", path.display())
+            });
+            topology
+        }
+        Err(error) => {
+            findings.that(false, &keys, || format!("{}: {error}", path.display()));
+            Topology::default()
+        }
+    }
 }
