@@ -19,6 +19,8 @@ from pathlib import Path
 
 GOLDEN = Path(os.environ.get("GOLDEN", Path(__file__).parents[1] / "golden"))
 BOUND = 1e-4
+# Keys and values too: else a bf16 checkpoint's are bf16 on the host.
+F32 = ["--dtype", "f32", "--set", "model.cache_dtype=f32"]
 PROMPTS = ["a", "the heart is", "x y z", "0123456789 " * 6]
 GREEDY = ["--temperature", "0"]
 DRAWN = "--temperature 0.8 --top-k 20 --top-p 0.9 --min-p 0.01 --repetition-penalty 1.1 --seed 7".split()
@@ -98,10 +100,10 @@ def main():
     device = ["--device", os.environ.get("DEVICE", "cuda")]
     setups = [device] + [[*device, "--device-map", m] for m in maps]
     for folder in sorted(p for p in GOLDEN.iterdir() if (p / "golden.safetensors").exists()):
-        with Server(server, folder, ["--dtype", "f32", "--device", "cpu"]) as host:
+        with Server(server, folder, [*F32, "--device", "cpu"]) as host:
             wishes, expected = answers(client, host)
         for setup in setups:
-            with Server(server, folder, ["--dtype", "f32", *setup]) as gpu:
+            with Server(server, folder, [*F32, *setup]) as gpu:
                 _, got = answers(client, gpu)
             worst = 0.0
             n_tokens = 0

@@ -14,7 +14,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 sys.path.insert(0, __file__.rsplit("/", 1)[0])
-from agree import Server, ask_for, gather  # noqa: E402
+from agree import F32, Server, ask_for, gather  # noqa: E402
 
 
 def text(seed, n_bytes):
@@ -55,12 +55,11 @@ def answers(client, server, wishes, at_once):
 def main():
     server, client, folder, *options = sys.argv[1:]
     wishes = list(cases())
-    f32 = ["--dtype", "f32", "--set", "engine.max_sequences=64"]
+    f32 = [*F32, "--set", "engine.max_sequences=64"]
     with Server(server, folder, [*f32, "--device", "cpu"]) as host:
         expected, took = answers(client, host, wishes, 64)
     print(f"host: {took:.0f} s", flush=True)
-    chunks = {"chunks of 2048": 2048, "chunks of 500": 500}
-    for name, chunk in chunks.items():
+    for name, chunk in [("chunks of 2048", 2048), ("chunks of 500", 500)]:
         steps = ["--set", f"engine.prefill_chunk_tokens={chunk}", "--set", "engine.max_step_tokens=2048"]
         with Server(server, folder, [*f32, *(options or ["--device", "cuda"]), *steps]) as gpu:
             for how, at_once in [("together", 64), ("alone", 1)]:

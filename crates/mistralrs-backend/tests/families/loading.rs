@@ -121,8 +121,17 @@ fn what_cannot_be_done_names_its_key() {
     let spread = Placement {
         device: DeviceChoice::Cpu,
         map: DeviceMap::Auto,
+        ..Placement::default()
     };
-    for (placement, expected) in [(&elsewhere, "device"), (&spread, "device_map")] {
+    let by_layer = Placement {
+        topology: "0: {isq: Q4K}".parse().unwrap(),
+        ..Placement::default()
+    };
+    for (placement, expected) in [
+        (&elsewhere, "device"),
+        (&spread, "device_map"),
+        (&by_layer, "topology"),
+    ] {
         let checkpoint = Checkpoint::open(folder("qwen2")).unwrap();
         let request = baichuan_engine::LoadRequest {
             name: "x",
