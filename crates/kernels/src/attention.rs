@@ -7,7 +7,9 @@
 //! others, and whether its splits ran one after the other or on different threads.
 
 mod part;
+mod rows;
 mod source;
+mod tile;
 
 use crate::element::Element;
 use crate::kv::{KeysValues, KvCache, KvShape, Store, each, round_into};

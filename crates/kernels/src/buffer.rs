@@ -39,6 +39,8 @@ unsafe impl Plain for i8 {}
 // SAFETY: a number.
 unsafe impl Plain for i32 {}
 // SAFETY: a number.
+unsafe impl Plain for u32 {}
+// SAFETY: a number.
 unsafe impl Plain for f32 {}
 // SAFETY: a number, stored as u16.
 unsafe impl Plain for half::bf16 {}

@@ -34,10 +34,6 @@ pub(crate) trait Element: Plain + std::fmt::Debug {
     fn from_f32(x: f32) -> Self;
     /// The value of as many bytes as it has.
     fn from_le_bytes(bytes: &[u8]) -> Self;
-    /// The values themselves, if they are f32 already.
-    fn as_f32(_values: &[Self]) -> Option<&[f32]> {
-        None
-    }
     /// Sixteen values from `ptr`, as f32.
     ///
     /// # Safety
@@ -58,10 +54,6 @@ impl Element for f32 {
 
     fn from_le_bytes(bytes: &[u8]) -> f32 {
         f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
-    }
-
-    fn as_f32(values: &[f32]) -> Option<&[f32]> {
-        Some(values)
     }
 
     #[inline(always)]

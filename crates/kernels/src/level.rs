@@ -4,7 +4,8 @@ use crate::simd::Simd;
 
 /// An instruction set the kernels are compiled for. Ordered: a higher level is faster.
 ///
-/// All levels but [`Level::Portable`] give the same bits: sums keep one order and use fused multiply–add.
+/// All levels but [`Level::Portable`] give the same bits: sums keep one order and use fused multiply–add. (The exception:
+/// sums of products with weights in bf16 on their way below the normal numbers, which [`Level::Avx512Bf16`] takes for 0.)
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Level {
     /// Plain Rust, on any CPU.
@@ -15,11 +16,19 @@ pub enum Level {
     Avx2,
     /// x86-64 with AVX-512 F, BW, VL, DQ and VNNI, besides all of [`Level::Avx2`].
     Avx512,
+    /// [`Level::Avx512`] and AVX-512 BF16.
+    Avx512Bf16,
 }
 
 impl Level {
     /// Every level, lowest first.
-    pub const ALL: [Level; 4] = [Level::Portable, Level::Neon, Level::Avx2, Level::Avx512];
+    pub const ALL: [Level; 5] = [
+        Level::Portable,
+        Level::Neon,
+        Level::Avx2,
+        Level::Avx512,
+        Level::Avx512Bf16,
+    ];
 
     /// The best level of this CPU.
     pub fn detect() -> Level {
@@ -50,8 +59,10 @@ impl Level {
                     && is_x86_feature_detected!("avx512dq")
                     && is_x86_feature_detected!("avx512vnni")
             }
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512Bf16 => Level::Avx512.is_available() && is_x86_feature_detected!("avx512bf16"),
             #[cfg(not(target_arch = "x86_64"))]
-            Level::Avx2 | Level::Avx512 => false,
+            Level::Avx2 | Level::Avx512 | Level::Avx512Bf16 => false,
         }
     }
 
@@ -77,6 +88,11 @@ impl Level {
             Level::Avx512 => {
                 // SAFETY: the caller says that the level is available.
                 unsafe { avx512(kernel) }
+            }
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512Bf16 => {
+                // SAFETY: the caller says that the level is available.
+                unsafe { avx512_bf16(kernel) }
             }
             #[cfg(not(all(target_arch = "x86_64", target_arch = "aarch64")))]
             #[allow(
@@ -127,7 +143,14 @@ fn avx2<K: Kernel>(kernel: K) -> K::Output {
 #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
 fn avx512<K: Kernel>(kernel: K) -> K::Output {
     // SAFETY: this function's features are the token's.
-    kernel.run(unsafe { crate::simd::Avx512::new() })
+    kernel.run(unsafe { crate::simd::Avx512::<false>::new() })
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16")]
+fn avx512_bf16<K: Kernel>(kernel: K) -> K::Output {
+    // SAFETY: this function's features are the token's.
+    kernel.run(unsafe { crate::simd::Avx512::<true>::new() })
 }
 
 #[cfg(target_arch = "aarch64")]

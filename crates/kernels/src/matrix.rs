@@ -86,6 +86,8 @@ impl Matrix {
     ///
     /// A row of `out` depends on its row of `x` alone: not on `m`, not on the number of threads.
     ///
+    /// Weights in bf16 are multiplied with `x` rounded to bf16, which moves the result by at most `Σ |x| · |w| / 256`.
+    ///
     /// Quantised weights are multiplied as whole numbers, which rounds `x`: 32 columns share a step of 1/127 of their
     /// largest magnitude. The result differs from that of the dequantised weights by at most
     /// `Σ_blocks (max |x| / 254) · Σ_columns |w|`, besides f32's own rounding.

@@ -29,7 +29,7 @@ use crate::simd::{LANES, Simd};
 use crate::threads::{Shared, Threads};
 
 use self::activations::Activations;
-use self::blocks::{Blocks, Unpacked};
+use self::blocks::{Blocks, Unpacked, View};
 pub use self::format::GgmlFormat;
 use self::kernel::{IntTiles, Place, TileRows};
 use self::stream::Stream;
@@ -38,7 +38,7 @@ use self::stream::Stream;
 const X_BLOCK: usize = 32;
 
 /// Columns that are unpacked at a time.
-const COLUMNS: usize = 1024;
+const COLUMNS: usize = 512;
 
 /// Rows of `x` whose columns should stay in the second-level cache while the panels pass by.
 const ROWS_IN_CACHE: usize = 192;
@@ -174,11 +174,16 @@ impl Quantized {
     pub(crate) fn matmul(&self, threads: &Threads, x: &[f32], out: &mut [f32]) {
         let m = out.len() / self.rows;
         let blocks = &*self.blocks;
-        let tile_rows = threads.run(TileRows).min(m);
+        let few = m <= threads.run(TileRows { many: false });
+        let tile_rows = if few {
+            m
+        } else {
+            threads.run(TileRows { many: true })
+        };
         let record_cols = blocks.cols();
         let padded_cols = self.cols.next_multiple_of(record_cols);
         let x = Activations::quantize(threads, x, self.cols, padded_cols, tile_rows, blocks.kind());
-        if m <= tile_rows {
+        if few {
             return self.stream(threads, &x, out);
         }
         let chunk_records = (COLUMNS / record_cols).max(1);
@@ -186,30 +191,40 @@ impl Quantized {
 
         let n_panels = self.rows.div_ceil(LANES);
         let panels_per_task = n_panels.div_ceil(threads.count() * if threads.count() == 1 { 1 } else { 8 });
+        let panels_per_task = panels_per_task.next_multiple_of(2);
         let out = Shared::new(out);
         threads.for_each(n_panels.div_ceil(panels_per_task), |task| {
             let panels = task * panels_per_task..n_panels.min((task + 1) * panels_per_task);
-            let mut unpacked = Unpacked::new(blocks, chunk_records * record_cols);
+            let mut unpacked = [0, 1].map(|_| Unpacked::new(blocks, chunk_records * record_cols));
             for first_row in (0..m).step_by(rows_in_cache) {
                 let x_rows = first_row..m.min(first_row + rows_in_cache);
                 for first_col in (0..padded_cols).step_by(chunk_records * record_cols) {
-                    for panel in panels.clone() {
-                        let panel_records = &self.records[panel * self.panel_bytes()..][..self.panel_bytes()];
-                        let rest = &panel_records[first_col / record_cols * blocks.record_bytes()..];
-                        let records = &rest[..rest.len().min(chunk_records * blocks.record_bytes())];
-                        if panel + 1 < panels.end {
-                            let next = (panel + 1) * self.panel_bytes()
-                                + first_col / record_cols * blocks.record_bytes();
-                            threads.run(Prefetch(&self.records[next..][..records.len()]));
-                        }
-                        blocks.unpack(threads.cpu(), records, &mut unpacked);
+                    let columns = (first_col / record_cols, chunk_records);
+                    for panel in panels.clone().step_by(2) {
                         let place = Place {
                             panel,
                             first_col,
                             x_rows: x_rows.clone(),
                             rows: self.rows,
                         };
-                        let w = unpacked.view(blocks, records);
+                        let [first, second] = &mut unpacked;
+                        let w = self.unpack(threads, panel, columns, first);
+                        if panel + 1 == panels.end {
+                            threads.run(IntTiles {
+                                w: [w],
+                                x: &x,
+                                place,
+                                out: out.ptr(),
+                            });
+                            continue;
+                        }
+                        let w = [w, self.unpack(threads, panel + 1, columns, second)];
+                        if panel + 2 < panels.end {
+                            threads.run(Prefetch(self.records_of(panel + 2, columns)));
+                        }
+                        if panel + 3 < panels.end {
+                            threads.run(Prefetch(self.records_of(panel + 3, columns)));
+                        }
                         threads.run(IntTiles {
                             w,
                             x: &x,
@@ -220,6 +235,26 @@ impl Quantized {
                 }
             }
         });
+    }
+
+    /// Up to `n` records of a panel from one on.
+    fn records_of(&self, panel: usize, (first, n): (usize, usize)) -> &[u8] {
+        let panel_records = &self.records[panel * self.panel_bytes()..][..self.panel_bytes()];
+        let rest = &panel_records[first * self.blocks.record_bytes()..];
+        &rest[..rest.len().min(n * self.blocks.record_bytes())]
+    }
+
+    /// Unpacks them.
+    fn unpack<'a>(
+        &'a self,
+        threads: &Threads,
+        panel: usize,
+        columns: (usize, usize),
+        to: &'a mut Unpacked,
+    ) -> View<'a> {
+        let records = self.records_of(panel, columns);
+        self.blocks.unpack(threads.cpu(), records, to);
+        to.view(&*self.blocks, records)
     }
 
     /// The product with one tile of rows.

@@ -37,6 +37,8 @@ pub(crate) trait Simd: Copy + Send + Sync {
     const ACCUMULATORS: usize;
     /// The same for tiles of integers: at most 4, or 8.
     const INT_ACCUMULATORS: usize;
+    /// Whether there is an instruction for [`Simd::dot_bf16`].
+    const DOTS_BF16: bool = false;
 
     fn splat(self, x: f32) -> Self::V;
     fn add(self, a: Self::V, b: Self::V) -> Self::V;
@@ -56,6 +58,11 @@ pub(crate) trait Simd: Copy + Send + Sync {
     /// Sum of all lanes: halves added to each other until one lane is left.
     fn reduce_add(self, v: Self::V) -> f32;
     fn reduce_max(self, v: Self::V) -> f32;
+    /// [`Simd::reduce_add`] of each.
+    #[inline(always)]
+    fn reduce_add_each<const N: usize>(self, v: [Self::V; N]) -> [f32; N] {
+        v.map(|v| self.reduce_add(v))
+    }
 
     /// # Safety
     /// `ptr` is valid for reading sixteen values.
@@ -63,6 +70,31 @@ pub(crate) trait Simd: Copy + Send + Sync {
     /// # Safety
     /// `ptr` is valid for reading sixteen values.
     unsafe fn load_bf16(self, ptr: *const bf16) -> Self::V;
+    /// The second of each of sixteen pairs, and the first of each.
+    ///
+    /// # Safety
+    /// `ptr` is valid for reading sixteen pairs.
+    #[inline(always)]
+    unsafe fn load_bf16_pairs(self, ptr: *const bf16) -> [Self::V; 2] {
+        // SAFETY: the pairs are there, says the caller, and the arrays hold sixteen values.
+        unsafe {
+            let pairs = &*ptr.cast::<[[bf16; 2]; LANES]>();
+            let [first, second] = [1, 0].map(|i| pairs.map(|pair| pair[i].to_f32()));
+            [self.load(first.as_ptr()), self.load(second.as_ptr())]
+        }
+    }
+    /// `sum` and the products of sixteen pairs of bf16 with one pair, those of the seconds first; each product is added as
+    /// by [`Simd::fma`], but what is below the normal numbers is zero. `x` holds the second of its pair in the upper half.
+    ///
+    /// # Safety
+    /// `ptr` is valid for reading sixteen pairs.
+    #[inline(always)]
+    unsafe fn dot_bf16(self, ptr: *const bf16, x: u32, sum: Self::V) -> Self::V {
+        // SAFETY: passed on to the caller.
+        let [second, first] = unsafe { self.load_bf16_pairs(ptr) };
+        let sum = self.fma(second, self.splat(f32::from_bits(x & 0xffff_0000)), sum);
+        self.fma(first, self.splat(f32::from_bits(x << 16)), sum)
+    }
     /// # Safety
     /// `ptr` is valid for reading sixteen values.
     unsafe fn load_f16(self, ptr: *const f16) -> Self::V;
@@ -109,6 +141,35 @@ pub(crate) trait Simd: Copy + Send + Sync {
         x: *const i8,
         x_sums: *const i32,
     ) -> [Self::I; M];
+
+    /// [`Simd::dot_u4`] for each of some panels' codes.
+    ///
+    /// # Safety
+    /// As for [`Simd::dot_u4`], each.
+    #[inline(always)]
+    unsafe fn dots_u4<const M: usize, const P: usize, const GROUPS: usize>(
+        self,
+        codes: [*const u8; P],
+        x: *const i8,
+    ) -> [[Self::I; M]; P] {
+        // SAFETY: passed on to the caller.
+        std::array::from_fn(|p| unsafe { self.dot_u4::<M, GROUPS>(codes[p], x) })
+    }
+
+    /// [`Simd::dot_i8`] for each of some panels' codes.
+    ///
+    /// # Safety
+    /// As for [`Simd::dot_i8`], each.
+    #[inline(always)]
+    unsafe fn dots_i8<const M: usize, const P: usize, const GROUPS: usize>(
+        self,
+        codes: [*const i8; P],
+        x: *const i8,
+        x_sums: *const i32,
+    ) -> [[Self::I; M]; P] {
+        // SAFETY: passed on to the caller.
+        std::array::from_fn(|p| unsafe { self.dot_i8::<M, GROUPS>(codes[p], x, x_sums) })
+    }
 
     /// As [`Simd::dot_u4`] of eight groups, codes two to a byte: the lower halves are those of groups 0 to 3, the upper
     /// ones those of 4 to 7.

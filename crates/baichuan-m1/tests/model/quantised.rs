@@ -20,6 +20,9 @@ use crate::rewrite;
 /// of the length of a row of logits.
 const ACTIVATIONS_ROUNDED: f32 = 0.06;
 
+/// The same of weights in bf16, whose products take their input in bf16 as well.
+const ACTIVATIONS_IN_BF16: f32 = 0.01;
+
 fn tiny() -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     Recipe::new(Preset::Tiny)
@@ -79,7 +82,7 @@ fn logits_are_those_of_the_dequantised_weights_but_for_the_rounding_of_activatio
 }
 
 #[test]
-fn weights_in_bf16_alone_move_logits_by_no_more_than_a_thousandth() {
+fn weights_in_bf16_move_logits_by_the_rounding_of_activations_only() {
     let checkpoint = tiny();
     let tokens = tokens(40);
     let logits = |dtype| {
@@ -95,7 +98,9 @@ fn weights_in_bf16_alone_move_logits_by_no_more_than_a_thousandth() {
         )
     };
     let ((vocab, kept), (_, widened)) = (logits(None), logits(Some(Dtype::F32)));
-    assert!(relative_distance(&kept, &widened, vocab) <= 1e-3);
+    let distance = relative_distance(&kept, &widened, vocab);
+    eprintln!("bf16: {distance:.1e}");
+    assert!(distance <= ACTIVATIONS_IN_BF16, "{distance}");
 }
 
 #[test]

@@ -1,8 +1,10 @@
-//! The arithmetic: one split of the keys for the queries of one unit, and the merging of splits.
+//! One split of the keys for the queries of one unit, tile by tile, and the merging of splits.
 
 use std::ops::Range;
 
+use super::rows::{InPlace, Padded};
 use super::source::Source;
+use super::tile::TileOfKeys;
 use super::{Attention, SPLIT, TILE, Unit};
 use crate::buffer::Buffer;
 use crate::element::Element;
@@ -13,10 +15,10 @@ use crate::threads::Threads;
 /// A softmax over some keys, not yet divided: for each query row the largest score, the sum of
 /// `e^(score - largest)`, and the sum of the values so weighted. Rows of values are padded to whole vectors.
 pub(super) struct State {
-    largest: Vec<f32>,
-    sum: Vec<f32>,
-    weighted: Buffer<f32>,
-    width: usize,
+    pub(super) largest: Vec<f32>,
+    pub(super) sum: Vec<f32>,
+    pub(super) weighted: Buffer<f32>,
+    pub(super) width: usize,
 }
 
 impl State {
@@ -96,11 +98,74 @@ pub(super) fn compute<E: Element>(
     split: usize,
     state: &mut State,
 ) {
-    let (head_dim, width) = (source.shape.head_dim, state.width);
-    let group = attention.q_heads / source.shape.kv_heads;
     let (first, last) = (unit.visible(unit.tokens.start), unit.visible(unit.tokens.end - 1));
     let seen = first.start.max(split * SPLIT)..last.end.min((split + 1) * SPLIT);
+    // Widening a tile pays when many queries read it; one token's are faster with the rows as they lie.
+    if unit.tokens.len() == 1 && state.width == source.shape.head_dim {
+        in_place(threads, attention, source, unit, seen, state);
+    } else {
+        widened(threads, attention, source, unit, seen, state);
+    }
+}
 
+/// The positions of a tile that are among `seen`.
+pub(super) fn of_tile(seen: &Range<usize>, tile: usize) -> Range<usize> {
+    seen.start.max(tile * TILE)..seen.end.min((tile + 1) * TILE)
+}
+
+/// Tile by tile, keys and values read in the cache itself, those of the next tile asked for meanwhile.
+fn in_place<E: Element>(
+    threads: &Threads,
+    attention: &Attention<'_>,
+    source: &Source<'_, E>,
+    unit: &Unit<'_>,
+    seen: Range<usize>,
+    state: &mut State,
+) {
+    let group = attention.q_heads / source.shape.kv_heads;
+    let start = unit.query(attention, &source.shape, unit.tokens.start);
+    let queries = &attention.q[start..][..group * source.shape.head_dim];
+    let mut scores = Buffer::zeroed(group * TILE);
+    let mut rows = source.tile(unit, of_tile(&seen, seen.start / TILE));
+    for tile in seen.start / TILE..seen.end.div_ceil(TILE) {
+        let next = match of_tile(&seen, tile + 1) {
+            positions if positions.is_empty() => rows,
+            positions => source.tile(unit, positions),
+        };
+        let row_bytes = size_of::<E>() * source.shape.head_dim;
+        threads.run(TileOfKeys {
+            unit,
+            tile,
+            queries,
+            k: InPlace {
+                rows: rows.0,
+                ahead: next.0,
+                row_bytes,
+            },
+            v: InPlace {
+                rows: rows.1,
+                ahead: next.1,
+                row_bytes,
+            },
+            scale: attention.scale,
+            scores: &mut scores,
+            state,
+        });
+        rows = next;
+    }
+}
+
+/// Tile by tile, each widened to f32 once for all queries of the unit.
+fn widened<E: Element>(
+    threads: &Threads,
+    attention: &Attention<'_>,
+    source: &Source<'_, E>,
+    unit: &Unit<'_>,
+    seen: Range<usize>,
+    state: &mut State,
+) {
+    let (head_dim, width) = (source.shape.head_dim, state.width);
+    let group = attention.q_heads / source.shape.kv_heads;
     let mut queries = Buffer::<f32>::zeroed(unit.n_rows(attention, &source.shape) * width);
     for (i, token) in unit.tokens.clone().enumerate() {
         let q = &attention.q[unit.query(attention, &source.shape, token)..][..group * head_dim];
@@ -112,24 +177,20 @@ pub(super) fn compute<E: Element>(
     let (mut k, mut v) = (Buffer::zeroed(TILE * width), Buffer::zeroed(TILE * width));
     let mut scores = Buffer::zeroed(group * TILE);
     for tile in seen.start / TILE..seen.end.div_ceil(TILE) {
-        let positions = seen.start.max(tile * TILE)..seen.end.min((tile + 1) * TILE);
         threads.run(Widen {
             source,
             unit,
-            positions,
+            positions: of_tile(&seen, tile),
             tile,
             k: &mut k,
             v: &mut v,
         });
-        let rows = Rows {
-            queries: &queries,
-            k: &k,
-            v: &v,
-        };
         threads.run(TileOfKeys {
             unit,
             tile,
-            rows,
+            queries: &queries,
+            k: Padded { rows: &k, width },
+            v: Padded { rows: &v, width },
             scale: attention.scale,
             scores: &mut scores,
             state,
@@ -167,233 +228,6 @@ impl<E: Element> Kernel for Widen<'_, E> {
                     .zip(&from[whole..])
                     .for_each(|(to, from)| *to = from.to_f32());
             }
-        }
-    }
-}
-
-/// Rows of f32, padded to whole vectors.
-struct Rows<'a> {
-    /// `[tokens, group, width]`
-    queries: &'a [f32],
-    /// `[TILE, width]`
-    k: &'a [f32],
-    /// `[TILE, width]`
-    v: &'a [f32],
-}
-
-/// One tile of keys for all queries of a unit.
-struct TileOfKeys<'a> {
-    unit: &'a Unit<'a>,
-    tile: usize,
-    rows: Rows<'a>,
-    scale: f32,
-    scores: &'a mut [f32],
-    state: &'a mut State,
-}
-
-impl Kernel for TileOfKeys<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let TileOfKeys {
-            unit,
-            tile,
-            rows,
-            scale,
-            scores,
-            state,
-        } = self;
-        let (width, group) = (state.width, scores.len() / TILE);
-        for (i, token) in unit.tokens.clone().enumerate() {
-            let visible = unit.visible(token);
-            let keys = visible.start.max(tile * TILE)..visible.end.min((tile + 1) * TILE);
-            if keys.is_empty() {
-                continue;
-            }
-            let keys = keys.start - tile * TILE..keys.end - tile * TILE;
-            let heads = i * group * width..(i + 1) * group * width;
-            score(
-                s,
-                &rows.queries[heads.clone()],
-                rows.k,
-                width,
-                keys.clone(),
-                scale,
-                scores,
-            );
-            soften(s, state, i * group, scores);
-            weigh(s, scores, rows.v, width, keys, &mut state.weighted[heads]);
-        }
-    }
-}
-
-/// Scores of a token's query heads, `[heads, TILE]`; minus infinity for keys it does not see.
-#[inline(always)]
-fn score<S: Simd>(
-    s: S,
-    q: &[f32],
-    k: &[f32],
-    width: usize,
-    keys: Range<usize>,
-    scale: f32,
-    scores: &mut [f32],
-) {
-    scores.fill(f32::NEG_INFINITY);
-    let heads = q.len() / width;
-    let mut head = 0;
-    while head < heads {
-        let n = (heads - head).min(3);
-        let (q, scores) = (&q[head * width..], &mut scores[head * TILE..]);
-        match n {
-            1 => score_heads::<S, 1>(s, q, k, width, keys.clone(), scale, scores),
-            2 => score_heads::<S, 2>(s, q, k, width, keys.clone(), scale, scores),
-            _ => score_heads::<S, 3>(s, q, k, width, keys.clone(), scale, scores),
-        }
-        head += n;
-    }
-}
-
-#[inline(always)]
-fn score_heads<S: Simd, const H: usize>(
-    s: S,
-    q: &[f32],
-    k: &[f32],
-    width: usize,
-    keys: Range<usize>,
-    scale: f32,
-    scores: &mut [f32],
-) {
-    let mut key = keys.start;
-    while key + 2 <= keys.end {
-        dots::<S, H, 2>(s, q, k, width, key, scale, scores);
-        key += 2;
-    }
-    if key < keys.end {
-        dots::<S, H, 1>(s, q, k, width, key, scale, scores);
-    }
-}
-
-/// `H` heads times `K` keys from `key` on.
-#[inline(always)]
-fn dots<S: Simd, const H: usize, const K: usize>(
-    s: S,
-    q: &[f32],
-    k: &[f32],
-    width: usize,
-    key: usize,
-    scale: f32,
-    scores: &mut [f32],
-) {
-    let (q, k, scores) = (
-        &q[..H * width],
-        &k[key * width..][..K * width],
-        &mut scores[..H * TILE],
-    );
-    let mut sums = [[s.splat(0.0); K]; H];
-    for i in (0..width).step_by(LANES) {
-        // SAFETY: `i` is a whole vector of a row, and there are `H` and `K` rows.
-        let k: [S::V; K] = std::array::from_fn(|j| unsafe { s.load(k.as_ptr().add(j * width + i)) });
-        for h in 0..H {
-            // SAFETY: as above.
-            let q = unsafe { s.load(q.as_ptr().add(h * width + i)) };
-            for j in 0..K {
-                sums[h][j] = s.fma(q, k[j], sums[h][j]);
-            }
-        }
-    }
-    for h in 0..H {
-        for j in 0..K {
-            scores[h * TILE + key + j] = s.reduce_add(sums[h][j]) * scale;
-        }
-    }
-}
-
-/// Turns scores into weights `e^(score - largest so far)`, and what the state held into that measure.
-#[inline(always)]
-fn soften<S: Simd>(s: S, state: &mut State, first_row: usize, scores: &mut [f32]) {
-    for (i, scores) in scores.chunks_exact_mut(TILE).enumerate() {
-        let row = first_row + i;
-        let mut largest = s.splat(f32::NEG_INFINITY);
-        for chunk in scores.chunks_exact(LANES) {
-            // SAFETY: the chunk has sixteen values.
-            largest = s.max(unsafe { s.load(chunk.as_ptr()) }, largest);
-        }
-        let largest = s.reduce_max(largest);
-        if largest > state.largest[row] {
-            if state.sum[row] != 0.0 {
-                let keep = s.exp(s.splat(state.largest[row] - largest));
-                state.sum[row] *= s.reduce_max(keep);
-                for chunk in state.weighted[row * state.width..][..state.width].chunks_exact_mut(LANES) {
-                    // SAFETY: the chunk has sixteen values.
-                    unsafe { s.store(chunk.as_mut_ptr(), s.mul(s.load(chunk.as_ptr()), keep)) };
-                }
-            }
-            state.largest[row] = largest;
-        }
-        let largest = s.splat(state.largest[row]);
-        let mut sum = s.splat(0.0);
-        for chunk in scores.chunks_exact_mut(LANES) {
-            // SAFETY: the chunk has sixteen values.
-            unsafe {
-                let weight = s.exp(s.sub(s.load(chunk.as_ptr()), largest));
-                s.store(chunk.as_mut_ptr(), weight);
-                sum = s.add(sum, weight);
-            }
-        }
-        state.sum[row] += s.reduce_add(sum);
-    }
-}
-
-/// Adds weighted values, key by key, to each head's row of `out`.
-#[inline(always)]
-fn weigh<S: Simd>(s: S, weights: &[f32], v: &[f32], width: usize, keys: Range<usize>, out: &mut [f32]) {
-    let heads = out.len() / width;
-    let mut head = 0;
-    while head < heads {
-        let n = (heads - head)
-            .min(if heads.is_multiple_of(5) { 5 } else { 6 })
-            .min(S::ACCUMULATORS);
-        let (weights, out) = (&weights[head * TILE..], &mut out[head * width..]);
-        match n {
-            1 => weigh_heads::<S, 1>(s, weights, v, width, keys.clone(), out),
-            2 => weigh_heads::<S, 2>(s, weights, v, width, keys.clone(), out),
-            3 => weigh_heads::<S, 3>(s, weights, v, width, keys.clone(), out),
-            4 => weigh_heads::<S, 4>(s, weights, v, width, keys.clone(), out),
-            5 => weigh_heads::<S, 5>(s, weights, v, width, keys.clone(), out),
-            _ => weigh_heads::<S, 6>(s, weights, v, width, keys.clone(), out),
-        }
-        head += n;
-    }
-}
-
-#[inline(always)]
-fn weigh_heads<S: Simd, const H: usize>(
-    s: S,
-    weights: &[f32],
-    v: &[f32],
-    width: usize,
-    keys: Range<usize>,
-    out: &mut [f32],
-) {
-    let (weights, out) = (&weights[..H * TILE], &mut out[..H * width]);
-    let v = &v[..keys.end * width];
-    debug_assert!(keys.end <= TILE);
-    for i in (0..width).step_by(LANES) {
-        // SAFETY: `i` is a whole vector of a row, and there are `H` rows of `out`.
-        let mut sums: [S::V; H] = std::array::from_fn(|h| unsafe { s.load(out.as_ptr().add(h * width + i)) });
-        for key in keys.clone() {
-            // SAFETY: `v` has a row for each key, and `weights` a value.
-            unsafe {
-                let v = s.load(v.as_ptr().add(key * width + i));
-                for h in 0..H {
-                    sums[h] = s.fma(s.splat(*weights.as_ptr().add(h * TILE + key)), v, sums[h]);
-                }
-            }
-        }
-        for h in 0..H {
-            // SAFETY: as for reading.
-            unsafe { s.store(out.as_mut_ptr().add(h * width + i), sums[h]) };
         }
     }
 }

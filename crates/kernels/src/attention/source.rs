@@ -1,11 +1,13 @@
 //! Where the row of a position is: in the cache, or among the rows not yet written.
 
+use std::ops::Range;
+
 use crate::buffer::Buffer;
 use crate::element::Element;
 use crate::kv::{KeysValues, KvShape, round_into};
 use crate::threads::{Shared, Threads};
 
-use super::{Layout, Span, Unit};
+use super::{Layout, Span, TILE, Unit};
 
 /// The cache, and new rows beside it.
 pub(super) struct Source<'a, E> {
@@ -61,6 +63,21 @@ impl<E: Element> Source<'_, E> {
                 )
             }
         }
+    }
+}
+
+/// Keys and values of a tile, a row for each of its places.
+pub(super) type TileOf<'a, E> = ([&'a [E]; TILE], [&'a [E]; TILE]);
+
+impl<E: Element> Source<'_, E> {
+    /// The rows of a tile's `positions`, each at its place in the tile; nothing in the other places.
+    pub(super) fn tile(&self, unit: &Unit<'_>, positions: Range<usize>) -> TileOf<'_, E> {
+        let mut rows: TileOf<'_, E> = ([&[]; TILE], [&[]; TILE]);
+        for position in positions {
+            let (k, v) = self.row(unit, position);
+            (rows.0[position % TILE], rows.1[position % TILE]) = (k, v);
+        }
+        rows
     }
 }
 

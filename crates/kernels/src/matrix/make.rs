@@ -3,7 +3,7 @@
 use half::{bf16, f16};
 
 use super::{Format, Matrix, Storage};
-use crate::dense::Dense;
+use crate::dense::{Dense, Weight};
 use crate::element::{Element, ElementType};
 use crate::mapped::MappedBytes;
 use crate::quant::blocks::{Affine, AffineRows, Blocks};
@@ -273,7 +273,7 @@ impl Matrix {
     }
 }
 
-fn pack_slice<E: Element>(threads: &Threads, rows: usize, cols: usize, data: &[E]) -> Dense<E> {
+fn pack_slice<E: Weight>(threads: &Threads, rows: usize, cols: usize, data: &[E]) -> Dense<E> {
     assert!(rows > 0 && cols > 0, "a [{rows}, {cols}] weight has no values");
     assert_eq!(
         rows.checked_mul(cols),
@@ -286,7 +286,7 @@ fn pack_slice<E: Element>(threads: &Threads, rows: usize, cols: usize, data: &[E
     })
 }
 
-fn pack_bytes<E: Element>(threads: &Threads, rows: usize, cols: usize, bytes: &[u8]) -> Dense<E> {
+fn pack_bytes<E: Weight>(threads: &Threads, rows: usize, cols: usize, bytes: &[u8]) -> Dense<E> {
     let row_bytes = cols * size_of::<E>();
     Dense::pack(threads, (rows, cols), |row| {
         bytes[row * row_bytes..][..row_bytes]
@@ -295,7 +295,7 @@ fn pack_bytes<E: Element>(threads: &Threads, rows: usize, cols: usize, bytes: &[
     })
 }
 
-fn pack_source<E: Element>(
+fn pack_source<E: Weight>(
     threads: &Threads,
     rows: usize,
     cols: usize,

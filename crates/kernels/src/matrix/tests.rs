@@ -71,13 +71,21 @@ fn products_are_those_of_plain_arithmetic() {
                     let x = noise(m as u32, m * cols);
                     let mut out = vec![f32::NAN; m * rows];
                     matrix.matmul(&threads, &x, &mut out);
+                    let format = matrix.format();
+                    let is_bf16 = format == Format::Plain(ElementType::Bf16);
                     for (got, (sum, size)) in out.iter().zip(reference(&w, &x, cols)) {
                         let error = (f64::from(*got) - sum).abs();
-                        assert!(
-                            error <= 1e-6 * size + 1e-30,
-                            "{:?} [{rows}, {cols}] × {m}: {got}, not {sum}",
-                            matrix.format()
-                        );
+                        let bound = if is_bf16 { 1.0 / 256.0 } else { 1e-6 };
+                        let what = format!("{format:?} [{rows}, {cols}] × {m}: {got}, not {sum}");
+                        assert!(error <= bound * size + 1e-30, "{what}");
+                    }
+                    if !is_bf16 {
+                        continue;
+                    }
+                    // Nothing is lost but what rounding the input loses.
+                    let rounded: Vec<f32> = x.iter().map(|&x| bf16::from_f32(x).to_f32()).collect();
+                    for (got, (sum, size)) in out.iter().zip(reference(&w, &rounded, cols)) {
+                        assert!((f64::from(*got) - sum).abs() <= 1e-6 * size + 1e-30);
                     }
                 }
             }
@@ -112,6 +120,51 @@ fn a_row_is_the_same_to_the_bit_alone_in_company_and_on_any_threads() {
                     }
                 }
             }
+        }
+    }
+}
+
+#[test]
+fn levels_with_fused_arithmetic_agree_to_the_bit() {
+    let levels: Vec<Threads> = crate::Level::ALL
+        .into_iter()
+        .filter(|&level| level != crate::Level::Portable)
+        .filter_map(|level| Threads::with_level(1, level).ok())
+        .collect();
+    for (rows, cols) in SHAPES {
+        for m in [1, 5, 8, 31] {
+            let x = noise(9, m * cols);
+            let products = levels.iter().map(|threads| {
+                let of = |matrix: &Matrix| {
+                    let mut out = vec![0.0; m * rows];
+                    matrix.matmul(threads, &x, &mut out);
+                    out.into_iter().map(f32::to_bits).collect::<Vec<_>>()
+                };
+                matrices(threads, rows, cols).iter().map(of).collect::<Vec<_>>()
+            });
+            let products: Vec<_> = products.collect();
+            assert!(
+                products.windows(2).all(|pair| pair[0] == pair[1]),
+                "[{rows}, {cols}] × {m}"
+            );
+        }
+    }
+}
+
+#[test]
+fn numbers_that_bf16_has_no_normal_of_are_zero_and_what_is_not_finite_stays_so() {
+    for threads in all_for_tests() {
+        let tiny = bf16::from_bits(1);
+        let weight = Matrix::from_bf16(&threads, 1, 3, &[tiny, bf16::ONE, bf16::ONE]);
+        for m in [1, 20] {
+            let product = |x: [f32; 3]| {
+                let mut out = vec![0.0; m];
+                weight.matmul(&threads, &x.repeat(m), &mut out);
+                out
+            };
+            assert_eq!(product([1e30, 0.0, 1e-40]), vec![0.0; m]);
+            assert!(product([0.0, f32::NAN, 0.0]).iter().all(|x| x.is_nan()));
+            assert_eq!(product([0.0, 0.0, f32::INFINITY]), vec![f32::INFINITY; m]);
         }
     }
 }

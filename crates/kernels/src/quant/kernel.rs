@@ -8,21 +8,28 @@ use super::blocks::{Kind, View};
 use crate::level::Kernel;
 use crate::simd::{LANES, Simd};
 
-/// Rows of `x` in a tile.
-pub(super) struct TileRows;
+/// How many rows of `x` a tile has.
+pub(super) struct TileRows {
+    /// Whether panels go by in pairs, or the rows are few and one tile.
+    pub(super) many: bool,
+}
 
 impl Kernel for TileRows {
     type Output = usize;
 
     #[inline(always)]
     fn run<S: Simd>(self, _: S) -> usize {
-        S::INT_ACCUMULATORS
+        match (self.many, S::INT_ACCUMULATORS) {
+            // With two panels as many sums as registers hold.
+            (true, 8..) => 6,
+            (_, rows) => rows,
+        }
     }
 }
 
-/// Some columns of a panel times many rows of `x`.
-pub(super) struct IntTiles<'a> {
-    pub(super) w: View<'a>,
+/// Some columns of `P` panels, one or two that follow each other, times many rows of `x`.
+pub(super) struct IntTiles<'a, const P: usize> {
+    pub(super) w: [View<'a>; P],
     pub(super) x: &'a Activations,
     pub(super) place: Place,
     pub(super) out: *mut f32,
@@ -30,6 +37,7 @@ pub(super) struct IntTiles<'a> {
 
 /// Which part of the product to compute.
 pub(super) struct Place {
+    /// The first.
     pub(super) panel: usize,
     pub(super) first_col: usize,
     pub(super) x_rows: Range<usize>,
@@ -37,12 +45,12 @@ pub(super) struct Place {
     pub(super) rows: usize,
 }
 
-impl Kernel for IntTiles<'_> {
+impl<const P: usize> Kernel for IntTiles<'_, P> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        match self.w.kind {
+        match self.w[0].kind {
             Kind::Nibbles => self.tiles::<S, 0>(s),
             Kind::Bytes32 => self.tiles::<S, 1>(s),
             Kind::Bytes16 => self.tiles::<S, 2>(s),
@@ -50,7 +58,7 @@ impl Kernel for IntTiles<'_> {
     }
 }
 
-impl IntTiles<'_> {
+impl<const P: usize> IntTiles<'_, P> {
     /// `BYTES` is 0 for nibbles, or the number of blocks of bytes in 32 columns.
     #[inline(always)]
     fn tiles<S: Simd, const BYTES: usize>(&self, s: S) {
@@ -63,45 +71,49 @@ impl IntTiles<'_> {
                 4 => self.tile::<S, 4, BYTES>(s, first),
                 5 if S::INT_ACCUMULATORS > 4 => self.tile::<S, 5, BYTES>(s, first),
                 6 if S::INT_ACCUMULATORS > 4 => self.tile::<S, 6, BYTES>(s, first),
-                7 if S::INT_ACCUMULATORS > 4 => self.tile::<S, 7, BYTES>(s, first),
-                8 if S::INT_ACCUMULATORS > 4 => self.tile::<S, 8, BYTES>(s, first),
                 n => unreachable!("a tile of {n} rows is larger than the registers"),
             }
         }
     }
 
+    /// Where the sums of a row of `x` and a panel are, and how many of them.
+    ///
+    /// # Safety
+    /// The row is one of `x`.
+    #[inline(always)]
+    unsafe fn sums(&self, row: usize, p: usize) -> (*mut f32, usize) {
+        let first = (self.place.panel + p) * LANES;
+        // SAFETY: `out` is `[m, rows]`, and the row is one of them, says the caller.
+        let out = unsafe { self.out.add(row * self.place.rows + first) };
+        (out, LANES.min(self.place.rows - first))
+    }
+
     /// Adds the products for `M` rows of `x` from `first` on.
     #[inline(always)]
     fn tile<S: Simd, const M: usize, const BYTES: usize>(&self, s: S, first: usize) {
-        let Place {
-            panel,
-            first_col,
-            rows,
-            ..
-        } = self.place;
-        let n_lanes = LANES.min(rows - panel * LANES);
-        let n_blocks = self.w.n_blocks;
-        let x_block = first * (self.x.cols / X_BLOCK) + first_col / X_BLOCK * M;
+        let n_blocks = self.w[0].n_blocks;
+        let x_block = first * (self.x.cols / X_BLOCK) + self.place.first_col / X_BLOCK * M;
         let x = &self.x.codes[x_block * X_BLOCK..][..n_blocks * M * X_BLOCK];
         let x_scales = &self.x.scales[x_block..][..n_blocks * M];
         let x_scaled_sums = &self.x.scaled_sums[x_block..][..n_blocks * M];
         let x_sums = &self.x.sums[x_block * self.x.parts..][..n_blocks * M * self.x.parts];
         let parts = BYTES.max(1);
         debug_assert_eq!(parts, self.x.parts);
-        let codes = self.w.codes(n_blocks);
-        let scales = &self.w.scales[..n_blocks * parts * LANES];
-        let mins = &self.w.mins[..if BYTES == 0 { n_blocks * LANES } else { 0 }];
+        let codes: [&[u8]; P] = std::array::from_fn(|p| self.w[p].codes(n_blocks));
+        let scales: [&[f32]; P] = std::array::from_fn(|p| &self.w[p].scales[..n_blocks * parts * LANES]);
+        let n_mins = if BYTES == 0 { n_blocks * LANES } else { 0 };
+        let mins: [&[f32]; P] = std::array::from_fn(|p| &self.w[p].mins[..n_mins]);
 
-        let mut sum = [s.splat(0.0); M];
-        if first_col > 0 {
-            for i in 0..M {
-                // SAFETY: `out` is `[m, rows]`, and the panel's rows are this task's alone.
-                unsafe {
-                    let out = self.out.add((first + i) * rows + panel * LANES);
-                    sum[i] = if n_lanes == LANES {
-                        s.load(out)
-                    } else {
-                        s.load_first(out, n_lanes)
+        let mut sums = [[s.splat(0.0); M]; P];
+        if self.place.first_col > 0 {
+            for p in 0..P {
+                for i in 0..M {
+                    // SAFETY: the row is one of `x`, and the panels' rows are this task's alone.
+                    sums[p][i] = unsafe {
+                        match self.sums(first + i, p) {
+                            (out, LANES) => s.load(out),
+                            (out, n) => s.load_first(out, n),
+                        }
                     };
                 }
             }
@@ -109,46 +121,54 @@ impl IntTiles<'_> {
         for block in 0..n_blocks {
             // SAFETY: the slices above hold `n_blocks` blocks, of one row, `M` rows, sixteen lanes or 512 codes.
             unsafe {
-                let codes = codes.as_ptr().add(block * self.w.stride);
+                let codes: [*const u8; P] =
+                    std::array::from_fn(|p| codes[p].as_ptr().add(block * self.w[p].stride));
                 let x = x.as_ptr().add(block * M * X_BLOCK);
                 let x_scales = x_scales.as_ptr().add(block * M);
                 if BYTES == 0 {
-                    let dots = s.dot_u4::<M, 8>(codes, x);
-                    let scale = s.load(scales.as_ptr().add(block * LANES));
-                    let min = s.load(mins.as_ptr().add(block * LANES));
+                    let dots = s.dots_u4::<M, P, 8>(codes, x);
                     let x_scaled_sums = x_scaled_sums.as_ptr().add(block * M);
-                    for i in 0..M {
-                        let both_scales = s.mul(scale, s.splat(*x_scales.add(i)));
-                        sum[i] = s.fma(s.to_float(dots[i]), both_scales, sum[i]);
-                        sum[i] = s.fma(min, s.splat(*x_scaled_sums.add(i)), sum[i]);
-                    }
-                } else {
-                    for part in 0..BYTES {
-                        let codes = codes.add(part * LANES * X_BLOCK / BYTES).cast();
-                        let x = x.add(part * M * X_BLOCK / BYTES);
-                        let x_sums = x_sums.as_ptr().add((block * BYTES + part) * M);
-                        let dots = if BYTES == 1 {
-                            s.dot_i8::<M, 8>(codes, x, x_sums)
-                        } else {
-                            s.dot_i8::<M, 4>(codes, x, x_sums)
-                        };
-                        let scale = s.load(scales.as_ptr().add((block * BYTES + part) * LANES));
+                    for p in 0..P {
+                        let scale = s.load(scales[p].as_ptr().add(block * LANES));
+                        let min = s.load(mins[p].as_ptr().add(block * LANES));
                         for i in 0..M {
                             let both_scales = s.mul(scale, s.splat(*x_scales.add(i)));
-                            sum[i] = s.fma(s.to_float(dots[i]), both_scales, sum[i]);
+                            sums[p][i] = s.fma(s.to_float(dots[p][i]), both_scales, sums[p][i]);
+                            sums[p][i] = s.fma(min, s.splat(*x_scaled_sums.add(i)), sums[p][i]);
+                        }
+                    }
+                    continue;
+                }
+                for part in 0..BYTES {
+                    let codes = codes.map(
+                        #[inline(always)]
+                        |codes| codes.add(part * LANES * X_BLOCK / BYTES).cast::<i8>(),
+                    );
+                    let x = x.add(part * M * X_BLOCK / BYTES);
+                    let x_sums = x_sums.as_ptr().add((block * BYTES + part) * M);
+                    let dots = if BYTES == 1 {
+                        s.dots_i8::<M, P, 8>(codes, x, x_sums)
+                    } else {
+                        s.dots_i8::<M, P, 4>(codes, x, x_sums)
+                    };
+                    for p in 0..P {
+                        let scale = s.load(scales[p].as_ptr().add((block * BYTES + part) * LANES));
+                        for i in 0..M {
+                            let both_scales = s.mul(scale, s.splat(*x_scales.add(i)));
+                            sums[p][i] = s.fma(s.to_float(dots[p][i]), both_scales, sums[p][i]);
                         }
                     }
                 }
             }
         }
-        for i in 0..M {
-            // SAFETY: as for reading.
-            unsafe {
-                let out = self.out.add((first + i) * rows + panel * LANES);
-                if n_lanes == LANES {
-                    s.store(out, sum[i])
-                } else {
-                    s.store_first(out, sum[i], n_lanes)
+        for p in 0..P {
+            for i in 0..M {
+                // SAFETY: as for reading.
+                unsafe {
+                    match self.sums(first + i, p) {
+                        (out, LANES) => s.store(out, sums[p][i]),
+                        (out, n) => s.store_first(out, sums[p][i], n),
+                    }
                 }
             }
         }

@@ -196,7 +196,7 @@ fn a_row_is_the_same_to_the_bit_alone_in_company_and_on_any_threads() {
 
 #[test]
 fn levels_with_fused_arithmetic_agree_to_the_bit() {
-    let levels: Vec<Threads> = [Level::Neon, Level::Avx2, Level::Avx512]
+    let levels: Vec<Threads> = [Level::Neon, Level::Avx2, Level::Avx512, Level::Avx512Bf16]
         .into_iter()
         .filter_map(|level| Threads::with_level(1, level).ok())
         .collect();

@@ -148,6 +148,27 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    unsafe fn load_bf16_pairs(self, ptr: *const bf16) -> [Self::V; 2] {
+        // SAFETY: the token proves the instructions, the caller the sixteen pairs.
+        unsafe {
+            let pairs = [ptr, ptr.add(16)].map(
+                #[inline(always)]
+                |ptr| _mm256_loadu_si256(ptr.cast()),
+            );
+            let mask = _mm256_set1_epi32(0xffff_0000_u32 as i32);
+            let upper = pairs.map(
+                #[inline(always)]
+                |pairs| _mm256_castsi256_ps(_mm256_and_si256(pairs, mask)),
+            );
+            let lower = pairs.map(
+                #[inline(always)]
+                |pairs| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(pairs)),
+            );
+            [upper, lower]
+        }
+    }
+
+    #[inline(always)]
     unsafe fn load_f16(self, ptr: *const f16) -> Self::V {
         // SAFETY: the token proves the instructions, the caller the sixteen values.
         unsafe {

@@ -1,4 +1,4 @@
-//! AVX-512: a vector is one register.
+//! AVX-512, with and without the instruction for pairs of bf16: a vector is one register.
 
 use std::arch::x86_64::*;
 
@@ -6,25 +6,27 @@ use half::{bf16, f16};
 
 use super::Simd;
 
-/// Proof that the CPU has what [`Level::Avx512`](crate::Level::Avx512) names.
+/// Proof that the CPU has what [`Level::Avx512`](crate::Level::Avx512) names, or
+/// [`Level::Avx512Bf16`](crate::Level::Avx512Bf16) if so.
 #[derive(Clone, Copy)]
-pub(crate) struct Avx512(());
+pub(crate) struct Avx512<const BF16: bool>(());
 
-impl Avx512 {
+impl<const BF16: bool> Avx512<BF16> {
     /// # Safety
-    /// The CPU has AVX-512 F, BW, VL, DQ and VNNI, AVX2, FMA and F16C.
+    /// The CPU has AVX-512 F, BW, VL, DQ and VNNI, AVX2, FMA and F16C; AVX-512 BF16 too if so.
     #[inline(always)]
     pub(crate) unsafe fn new() -> Self {
         Self(())
     }
 }
 
-impl Simd for Avx512 {
+impl<const BF16: bool> Simd for Avx512<BF16> {
     type V = __m512;
     type I = __m512i;
 
     const ACCUMULATORS: usize = 12;
     const INT_ACCUMULATORS: usize = 8;
+    const DOTS_BF16: bool = BF16;
 
     #[inline(always)]
     fn splat(self, x: f32) -> Self::V {
@@ -104,6 +106,22 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    fn reduce_add_each<const N: usize>(self, v: [Self::V; N]) -> [f32; N] {
+        let mut sums = [0.0; N];
+        for (v, sums) in v.chunks(4).zip(sums.chunks_mut(4)) {
+            match *v {
+                // SAFETY: the token proves that the CPU has the instructions.
+                [a, b, c, d] => sums.copy_from_slice(&unsafe { reduce_add_four(a, b, c, d) }),
+                _ => sums
+                    .iter_mut()
+                    .zip(v)
+                    .for_each(|(sum, v)| *sum = self.reduce_add(*v)),
+            }
+        }
+        sums
+    }
+
+    #[inline(always)]
     fn reduce_max(self, v: Self::V) -> f32 {
         // SAFETY: the token proves that the CPU has the instruction.
         unsafe { _mm512_reduce_max_ps(v) }
@@ -121,6 +139,33 @@ impl Simd for Avx512 {
         unsafe {
             let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(ptr.cast()));
             _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load_bf16_pairs(self, ptr: *const bf16) -> [Self::V; 2] {
+        // SAFETY: the token proves the instructions, the caller the sixteen pairs.
+        unsafe {
+            let pairs = _mm512_loadu_si512(ptr.cast());
+            let upper = _mm512_and_si512(pairs, _mm512_set1_epi32(0xffff_0000_u32 as i32));
+            [upper, _mm512_slli_epi32::<16>(pairs)].map(|v| _mm512_castsi512_ps(v))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn dot_bf16(self, ptr: *const bf16, x: u32, sum: Self::V) -> Self::V {
+        if BF16 {
+            // SAFETY: the token proves the instructions, the caller the sixteen pairs. Any bits are a pair of bf16.
+            unsafe {
+                let pairs: __m512bh = std::mem::transmute(_mm512_loadu_si512(ptr.cast()));
+                let x: __m512bh = std::mem::transmute(_mm512_set1_epi32(x as i32));
+                _mm512_dpbf16_ps(sum, pairs, x)
+            }
+        } else {
+            // SAFETY: passed on to the caller.
+            let [second, first] = unsafe { self.load_bf16_pairs(ptr) };
+            let sum = self.fma(second, self.splat(f32::from_bits(x & 0xffff_0000)), sum);
+            self.fma(first, self.splat(f32::from_bits(x << 16)), sum)
         }
     }
 
@@ -160,17 +205,9 @@ impl Simd for Avx512 {
         codes: *const u8,
         x: *const i8,
     ) -> [Self::I; M] {
-        // SAFETY: the token proves the instructions, the caller the bytes.
-        unsafe {
-            let mut sums = [_mm512_setzero_si512(); M];
-            for g in 0..GROUPS {
-                let w = _mm512_loadu_si512(codes.add(64 * g).cast());
-                for i in 0..M {
-                    sums[i] = _mm512_dpbusd_epi32(sums[i], w, four::<M>(x, g, i));
-                }
-            }
-            sums
-        }
+        // SAFETY: passed on to the caller.
+        let [sums] = unsafe { self.dots_u4::<M, 1, GROUPS>([codes], x) };
+        sums
     }
 
     #[inline(always)]
@@ -180,19 +217,55 @@ impl Simd for Avx512 {
         x: *const i8,
         x_sums: *const i32,
     ) -> [Self::I; M] {
+        // SAFETY: passed on to the caller.
+        let [sums] = unsafe { self.dots_i8::<M, 1, GROUPS>([codes], x, x_sums) };
+        sums
+    }
+
+    #[inline(always)]
+    unsafe fn dots_u4<const M: usize, const P: usize, const GROUPS: usize>(
+        self,
+        codes: [*const u8; P],
+        x: *const i8,
+    ) -> [[Self::I; M]; P] {
+        // SAFETY: the token proves the instructions, the caller the bytes.
+        unsafe {
+            let mut sums = [[_mm512_setzero_si512(); M]; P];
+            for g in 0..GROUPS {
+                let mut w = [_mm512_setzero_si512(); P];
+                for p in 0..P {
+                    w[p] = _mm512_loadu_si512(codes[p].add(64 * g).cast());
+                }
+                add_products::<M, P>(&mut sums, w, x, g);
+            }
+            sums
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn dots_i8<const M: usize, const P: usize, const GROUPS: usize>(
+        self,
+        codes: [*const i8; P],
+        x: *const i8,
+        x_sums: *const i32,
+    ) -> [[Self::I; M]; P] {
         // The instruction wants unsigned codes: 128 is added to each, and 128 times the sum of `x` taken off.
         // SAFETY: the token proves the instructions, the caller the bytes.
         unsafe {
             let offset = _mm512_set1_epi8(-128);
-            let mut sums = [_mm512_setzero_si512(); M];
+            let mut sums = [[_mm512_setzero_si512(); M]; P];
             for i in 0..M {
-                sums[i] = _mm512_set1_epi32(-128 * *x_sums.add(i));
+                let less = _mm512_set1_epi32(-128 * *x_sums.add(i));
+                for p in 0..P {
+                    sums[p][i] = less;
+                }
             }
             for g in 0..GROUPS {
-                let w = _mm512_xor_si512(_mm512_loadu_si512(codes.add(64 * g).cast()), offset);
-                for i in 0..M {
-                    sums[i] = _mm512_dpbusd_epi32(sums[i], w, four::<M>(x, g, i));
+                let mut w = [_mm512_setzero_si512(); P];
+                for p in 0..P {
+                    w[p] = _mm512_xor_si512(_mm512_loadu_si512(codes[p].add(64 * g).cast()), offset);
                 }
+                add_products::<M, P>(&mut sums, w, x, g);
             }
             sums
         }
@@ -257,6 +330,57 @@ impl Simd for Avx512 {
     fn prefetch(self, ptr: *const u8) {
         // SAFETY: a prefetch of any address is allowed.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(ptr.cast()) }
+    }
+}
+
+/// Adds the products of `P` panels' codes of a group with `M` rows of `x`, each read once.
+///
+/// # Safety
+/// The CPU has AVX-512 F and VNNI, and `x` is valid for reading `[g + 1, M, 4]` bytes.
+#[inline(always)]
+unsafe fn add_products<const M: usize, const P: usize>(
+    sums: &mut [[__m512i; M]; P],
+    w: [__m512i; P],
+    x: *const i8,
+    g: usize,
+) {
+    for i in 0..M {
+        // SAFETY: passed on to the caller.
+        unsafe {
+            let x = four::<M>(x, g, i);
+            for p in 0..P {
+                sums[p][i] = _mm512_dpbusd_epi32(sums[p][i], w[p], x);
+            }
+        }
+    }
+}
+
+/// The sums of four vectors' lanes, halves added to each other as one vector's are.
+///
+/// # Safety
+/// The CPU has AVX-512 F.
+#[inline(always)]
+unsafe fn reduce_add_four(a: __m512, b: __m512, c: __m512, d: __m512) -> [f32; 4] {
+    // SAFETY: passed on to the caller.
+    unsafe {
+        // Lower halves of two, then upper ones: 0x44 and 0xee name quarters 0, 1 and 2, 3 of each.
+        let halves = |a, b| {
+            _mm512_add_ps(
+                _mm512_shuffle_f32x4::<0x44>(a, b),
+                _mm512_shuffle_f32x4::<0xee>(a, b),
+            )
+        };
+        let (ab, cd) = (halves(a, b), halves(c, d));
+        // Quarters 0, 2 and 1, 3 of each: a vector a quarter.
+        let quarters = _mm512_add_ps(
+            _mm512_shuffle_f32x4::<0x88>(ab, cd),
+            _mm512_shuffle_f32x4::<0xdd>(ab, cd),
+        );
+        let pairs = _mm512_add_ps(quarters, _mm512_permute_ps::<0x0e>(quarters));
+        let sums = _mm512_add_ps(pairs, _mm512_permute_ps::<0x01>(pairs));
+        let first_of_quarters = _mm512_setr_epi32(0, 4, 8, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0);
+        let sums = _mm512_permutexvar_ps(first_of_quarters, sums);
+        std::mem::transmute::<__m128, [f32; 4]>(_mm512_castps512_ps128(sums))
     }
 }
 

@@ -137,6 +137,19 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
+    unsafe fn load_bf16_pairs(self, ptr: *const bf16) -> [Self::V; 2] {
+        let upper = quarters!(|i| {
+            let pairs = vld1q_u32(ptr.add(8 * i).cast());
+            vreinterpretq_f32_u32(vandq_u32(pairs, vdupq_n_u32(0xffff_0000)))
+        });
+        let lower = quarters!(|i| {
+            let pairs = vld1q_u32(ptr.add(8 * i).cast());
+            vreinterpretq_f32_u32(vshlq_n_u32::<16>(pairs))
+        });
+        [upper, lower]
+    }
+
+    #[inline(always)]
     unsafe fn load_f16(self, ptr: *const f16) -> Self::V {
         // Half floats have no stable intrinsics: the bits are moved into place and scaled by 2^112, which is exact
         // for normal and subnormal numbers; infinities and NaNs are put back.
