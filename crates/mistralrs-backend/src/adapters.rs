@@ -148,17 +148,19 @@ fn modules(
     let mut modules = BTreeSet::new();
     for (name, tensor) in tensors {
         let part = |end: &str| name.strip_prefix(PREFIX)?.strip_suffix(end);
-        let (module, expected): (&str, fn(usize, &[usize]) -> [usize; 2]) =
-            match (part(".lora_A.weight"), part(".lora_B.weight")) {
-                (Some(module), _) => (module, |rank, weight| [rank, weight[1]]),
-                (_, Some(module)) => (module, |rank, weight| [weight[0], rank]),
-                _ => return Err(format!("{name}: is no part of a plain LoRA of a linear layer")),
-            };
-        let weight = match shapes.get(&format!("{module}.weight")).map(Vec::as_slice) {
-            Some(weight @ [_, _]) if !module.contains("embed") => weight,
+        let (module, is_first) = match (part(".lora_A.weight"), part(".lora_B.weight")) {
+            (Some(module), _) => (module, true),
+            (_, Some(module)) => (module, false),
+            _ => return Err(format!("{name}: is no part of a plain LoRA of a linear layer")),
+        };
+        let (outputs, inputs) = match shapes.get(&format!("{module}.weight")).map(Vec::as_slice) {
+            Some(&[outputs, inputs]) if !module.contains("embed") => (outputs, inputs),
             _ => return Err(format!("{name}: the checkpoint has no linear layer {module}")),
         };
-        let expected = expected(rank, weight);
+        let expected = match is_first {
+            true => [rank, inputs],
+            false => [outputs, rank],
+        };
         if tensor.dims() != expected {
             let got = tensor.dims();
             return Err(format!(

@@ -36,7 +36,7 @@ impl Hang {
         if came_back || (!is_busy && !self.is_stuck()) {
             self.since = now;
         }
-        if came_back && self.stuck.send_if_modified(|stuck| std::mem::take(stuck)) {
+        if came_back && self.stuck.send_if_modified(std::mem::take) {
             tracing::warn!("mistral.rs's engine goes on");
         }
         let too_long = |timeout| now.saturating_duration_since(self.since) > timeout;
