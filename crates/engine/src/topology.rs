@@ -113,7 +113,7 @@ impl Topology {
         n_layers: usize,
         names: impl Iterator<Item = &'n str> + Clone,
     ) -> Result<(), TopologyError> {
-        for range in self.ranges.iter().filter(|range| range.layers.end > n_layers) {
+        if let Some(range) = self.ranges.iter().find(|range| range.layers.end > n_layers) {
             return Err(TopologyError::Entry {
                 entry: range.selector.clone(),
                 message: format!("the model has {n_layers} layers, counted from 0"),
