@@ -176,6 +176,16 @@ mod tests {
     }
 
     #[test]
+    fn a_topology_places_what_it_names_and_leaves_the_rest() {
+        let topology: Topology = "1-3: {device: cpu}".parse().unwrap();
+        let places = by_topology(&topology, 4, Place::Gpu(1)).unwrap();
+        let [gpu, host] = [Place::Gpu(1), Place::Host];
+        assert_eq!(places, [gpu, host, host, gpu]);
+        let error = by_topology(&topology, 4, Place::Host).unwrap_err();
+        assert!(error.to_string().contains("leaves no layer on a GPU"), "{error}");
+    }
+
+    #[test]
     fn memory_decides_gpu_by_gpu_and_the_rest_is_the_hosts() {
         for (free, places) in [
             (&[1000][..], "000000"),

@@ -171,13 +171,9 @@ impl Attention {
         let scale = 1.0 / (self.shape.head_dim as f32).sqrt();
         let n_cached = self.n_cached(start);
         // Positions of the cached rows: in a ring, row r holds the last one before the chunk that falls on it.
-        let mut keys: Vec<usize> = (0..n_cached).collect();
-        if self.ring_rows > 0 {
-            for row in &mut keys {
-                *row += (start - 1 - *row) / self.ring_rows * self.ring_rows;
-            }
-        }
-        keys.extend(start..start + n);
+        let laps = |row: usize| (start - 1 - row).checked_div(self.ring_rows).unwrap_or(0);
+        let cached = (0..n_cached).map(|row| row + laps(row) * self.ring_rows);
+        let keys: Vec<usize> = cached.chain(start..start + n).collect();
         let (k, v) = if n_cached > 0 {
             let (old_k, old_v) = cache.kv.gather(self.blocks(entry), n_cached)?;
             (Tensor::cat(&[&old_k, k], 0)?, Tensor::cat(&[&old_v, v], 0)?)
