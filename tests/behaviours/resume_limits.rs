@@ -1,7 +1,7 @@
 //! Streams are kept within bounds, and what cannot be taken up is refused by name.
 
 use baichuan_client::{Event, v1};
-use e2e::{Fake, Gate, Setup, TestServer, Wire, refusal, text, until_gone, until_idle, within};
+use e2e::{Fake, Gate, Setup, TestServer, Wire, refusal, text, until_gone, until_idle, until_load, within};
 use tonic::Code;
 
 const LOST: &str = "baichuan_streams_lost_total";
@@ -111,6 +111,32 @@ async fn a_stream_that_nobody_reads_for_too_much_of_it_ends() {
     assert!(load.generated_tokens_total < 1000, "{load:?}");
     let resumed = server.client.generate(from("long", 3)).await.unwrap();
     let refused = refusal(within("the end", resumed.collect()).await);
+    assert_eq!(
+        (refused.code, refused.reason.as_deref()),
+        (Code::ResourceExhausted, Some("SLOW_CLIENT"))
+    );
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn who_stays_and_does_not_read_is_cut_off_too() {
+    let setup = Setup::fake(Fake::default())
+        .with("requests.resume_buffer_bytes", 64 << 10)
+        .with("grpc.max_send_buffer_bytes", 1024);
+    let server = TestServer::start(setup).await;
+    let slow = server.connect().await;
+    let mut request = kept("unread", 4000);
+    // Megabytes: more than the client's flow-control window holds.
+    request.sampling.as_mut().unwrap().n = Some(8);
+    request.output = Some(v1::OutputOptions {
+        logprobs: Some(20),
+        ..Default::default()
+    });
+    let unread = slow.generate(request).await.unwrap();
+    until_load(&server.client, "", |load| load.generated_tokens_total > 0).await;
+    let load = until_idle(&server.client, "").await;
+    assert!(load.generated_tokens_total < 8 * 4000, "{load:?}");
+    let refused = refusal(within("the end", unread.collect()).await);
     assert_eq!(
         (refused.code, refused.reason.as_deref()),
         (Code::ResourceExhausted, Some("SLOW_CLIENT"))

@@ -75,6 +75,63 @@ async fn a_stream_outlives_a_connection_that_the_server_asks_to_go() {
 }
 
 #[tokio::test]
+async fn a_stream_whose_server_ends_is_finished_by_another() {
+    let gate = Gate::new();
+    let server = TestServer::start(setup(&gate).with("shutdown.drain_timeout", "50ms")).await;
+    let other = TestServer::fake().await;
+    let request = || {
+        let mut request = text("Go on", 60);
+        // The seed that the client draws is the same for both.
+        request.sampling.as_mut().unwrap().temperature = Some(1.0);
+        request.sampling.as_mut().unwrap().n = Some(2);
+        request
+    };
+    let wire = Wire::to(server.address).await;
+    gate.close();
+    let client = wire.connect().await;
+    let mut generation = client.generate_resumable(request(), PATIENCE).await.unwrap();
+    let mut parts = Completion::default();
+    gate.allow(10);
+    while parts.choices.get(1).map_or(0, |c| c.token_ids.len()) < 5 {
+        parts.push(within("an event", generation.next()).await.unwrap().unwrap());
+    }
+    let seed = parts.info.as_ref().unwrap().seed;
+    wire.lead_to(other.address);
+    server.ask_to_end();
+    // Once the stream is ended, so that the engine's thread can be.
+    let ended = async {
+        server
+            .until_metric("baichuan_requests_rejected_total{reason=\"unavailable\"}", 1.0)
+            .await;
+        gate.open();
+    };
+    let rest = async {
+        while let Some(event) = within("the rest", generation.next()).await.unwrap() {
+            parts.push(event);
+        }
+    };
+    tokio::join!(ended, rest);
+    drop((generation, client));
+    server.ended().await;
+    let mut same = request();
+    same.sampling.as_mut().unwrap().seed = Some(seed);
+    let whole = other
+        .client
+        .generate(same)
+        .await
+        .unwrap()
+        .collect()
+        .await
+        .unwrap();
+    for (part, whole) in parts.choices.iter().zip(&whole.choices) {
+        assert_eq!((&part.token_ids, &part.text), (&whole.token_ids, &whole.text));
+        assert_eq!(part.token_ids.len(), 60);
+    }
+    assert_eq!(parts.choices.len(), 2);
+    other.stop().await;
+}
+
+#[tokio::test]
 async fn where_nobody_answers_any_more_the_loss_is_told() {
     let gate = Gate::new();
     let server = TestServer::start(setup(&gate)).await;

@@ -1,7 +1,7 @@
 //! A client that does not read loses its request, not the engine's time.
 
 use baichuan_client::v1;
-use e2e::{Fake, Setup, TestServer, refusal, text, until_idle};
+use e2e::{Fake, Setup, TestServer, refusal, text, until_idle, until_load};
 use tonic::Code;
 
 #[tokio::test]
@@ -20,6 +20,7 @@ async fn who_does_not_read_is_cut_off_and_the_others_are_not_held_up() {
         ..Default::default()
     });
     let unread = slow.generate(request).await.unwrap();
+    until_load(&server.client, "", |load| load.generated_tokens_total > 0).await;
     let load = until_idle(&server.client, "").await;
     assert!(load.generated_tokens_total < 8 * 4000, "{load:?}");
     let other = server

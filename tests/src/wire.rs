@@ -13,6 +13,7 @@ pub struct Wire {
     /// Where clients connect.
     pub address: SocketAddr,
     cuts: watch::Sender<u64>,
+    server: watch::Sender<SocketAddr>,
     carrying: JoinHandle<()>,
 }
 
@@ -23,11 +24,14 @@ impl Wire {
         let address = listener.local_addr().unwrap();
         let cuts = watch::Sender::new(0);
         let cut = cuts.subscribe();
+        let to = watch::Sender::new(server);
+        let server = to.subscribe();
         let carrying = tokio::spawn(async move {
             loop {
                 let (mut near, _) = listener.accept().await.unwrap();
                 let mut cut = cut.clone();
                 cut.mark_unchanged();
+                let server = *server.borrow();
                 tokio::spawn(async move {
                     let Ok(mut far) = TcpStream::connect(server).await else {
                         return;
@@ -45,6 +49,7 @@ impl Wire {
         Self {
             address,
             cuts,
+            server: to,
             carrying,
         }
     }
@@ -52,6 +57,11 @@ impl Wire {
     /// Breaks every connection there is; new ones are carried.
     pub fn cut(&self) {
         self.cuts.send_modify(|cuts| *cuts += 1);
+    }
+
+    /// Has new connections lead to another server.
+    pub fn lead_to(&self, server: SocketAddr) {
+        self.server.send_replace(server);
     }
 
     /// A client over this wire.

@@ -65,11 +65,13 @@ impl Client {
     /// Completes a prompt by a stream that outlives its connection: when that breaks, the stream is taken up again from
     /// the token after the last one received, for as long as `patience` from each loss.
     ///
-    /// The server keeps such a stream for its `requests.resume_window`; a longer patience is of no use. A request without
-    /// a name gets one.
+    /// The server keeps such a stream for its `requests.resume_window`. Where it is kept no more, or its server has ended, the
+    /// request is made again with the same seed on the server that answers, and only what had not been received is
+    /// yielded. A request without a name or a seed gets one.
     ///
     /// # Errors
-    /// As [`Self::generate`]; that of the connection where nobody answered within `patience`.
+    /// As [`Self::generate`]; that of the connection where nobody answered within `patience`; later
+    /// [`Error::Protocol`] where the request, made again, yields something else than before, as it may with other weights.
     pub async fn generate_resumable(
         &self,
         request: v1::GenerateRequest,

@@ -1,6 +1,8 @@
 //! Takes a stream up again when its connection breaks, from the token after the last one received.
+//!
+//! Where nobody has the stream any more, for its server has ended or forgot it, the request is made again, with the same
+//! seed, and what has come already is left out; it must be the same.
 
-use std::collections::BTreeSet;
 use std::error::Error as _;
 use std::time::Duration;
 
@@ -14,9 +16,15 @@ use crate::client::Client;
 use crate::error::Error;
 use crate::generation::{Event, Generation, typed};
 
+mod received;
+
+use received::Received;
+
 /// Waits between two attempts to take a stream up.
 const FIRST_DELAY: Duration = Duration::from_millis(50);
 const LONGEST_DELAY: Duration = Duration::from_secs(1);
+/// Why a server that ends says that a stream does.
+const SERVER_ENDED: &str = "SERVER_ENDED";
 
 /// A name for a request, such as nobody else has.
 pub fn new_request_id() -> String {
@@ -28,10 +36,9 @@ pub(crate) struct Resuming {
     client: Client,
     request: v1::GenerateRequest,
     patience: Duration,
-    stream: Streaming<v1::GenerateResponse>,
-    /// What has been received already, and may be told again.
-    has_info: bool,
-    finished: BTreeSet<u32>,
+    /// Absent until somebody answers.
+    stream: Option<Streaming<v1::GenerateResponse>>,
+    received: Received,
 }
 
 impl Resuming {
@@ -44,16 +51,18 @@ impl Resuming {
         if request.request_id.is_empty() {
             request.request_id = new_request_id();
         }
-        request.resume_from_token.get_or_insert(0);
+        // Known from the start, so that the request can be made again.
+        let sampling = request.sampling.get_or_insert_default();
+        sampling.seed.get_or_insert_with(rand::random);
         let id = request.request_id.clone();
-        let resuming = Self {
-            stream: open(&client, &request, patience).await?,
+        let mut resuming = Self {
             client,
             request,
             patience,
-            has_info: false,
-            finished: BTreeSet::new(),
+            stream: None,
+            received: Received::default(),
         };
+        resuming.stream = Some(resuming.open().await?);
         let events = stream::unfold(Some(resuming), async |resuming| {
             let mut resuming = resuming?;
             match resuming.next().await {
@@ -66,54 +75,58 @@ impl Resuming {
 
     async fn next(&mut self) -> Result<Option<Event>, Error> {
         loop {
-            match self.stream.message().await {
+            let message = match &mut self.stream {
+                Some(stream) => stream.message().await,
+                None => {
+                    self.stream = Some(self.open().await?);
+                    continue;
+                }
+            };
+            match message {
                 Ok(Some(message)) => {
                     let event = typed(message)?;
-                    if self.is_news(&event) {
+                    if self.received.is_news(&event)? {
                         return Ok(Some(event));
                     }
                 }
                 Ok(None) => return Ok(None),
-                Err(status) if is_loss(&status) => {
-                    self.stream = open(&self.client, &self.request, self.patience).await?;
+                Err(status) => {
+                    let is_loss = is_loss(&status);
+                    let error = Error::from(status);
+                    let reason = error.refusal().and_then(|refusal| refusal.reason.as_deref());
+                    if !is_loss && reason != Some(SERVER_ENDED) {
+                        return Err(error);
+                    }
+                    self.stream = None;
                 }
-                Err(status) => return Err(status.into()),
             }
         }
     }
 
-    /// Notes what has come; whether it had not come before.
-    fn is_news(&mut self, event: &Event) -> bool {
-        match event {
-            Event::PromptInfo(_) => !std::mem::replace(&mut self.has_info, true),
-            Event::Delta(delta) => {
-                self.request.resume_from_token = Some(delta.tokens_so_far);
-                true
+    /// Asks for what has not been received, until somebody answers or patience is over.
+    async fn open(&mut self) -> Result<Streaming<v1::GenerateResponse>, Error> {
+        let end = Instant::now() + self.patience;
+        let mut delay = FIRST_DELAY;
+        loop {
+            let request = v1::GenerateRequest {
+                resume_from_token: Some(self.received.tokens),
+                ..self.request.clone()
+            };
+            let status = match self.client.inference().generate(request).await {
+                Ok(response) => return Ok(response.into_inner()),
+                Err(status) => status,
+            };
+            if status.code() == Code::NotFound && self.received.tokens > 0 {
+                self.received.begin_again();
+                continue;
             }
-            Event::Finish(finish) => self.finished.insert(finish.index),
+            let is_worth_trying = is_loss(&status) || status.code() == Code::Unavailable;
+            if !is_worth_trying || Instant::now() + delay > end {
+                return Err(status.into());
+            }
+            sleep(delay).await;
+            delay = (delay * 2).min(LONGEST_DELAY);
         }
-    }
-}
-
-/// Asks for the stream from where the request says, until somebody answers or `patience` is over.
-async fn open(
-    client: &Client,
-    request: &v1::GenerateRequest,
-    patience: Duration,
-) -> Result<Streaming<v1::GenerateResponse>, Error> {
-    let end = Instant::now() + patience;
-    let mut delay = FIRST_DELAY;
-    loop {
-        let status = match client.inference().generate(request.clone()).await {
-            Ok(response) => return Ok(response.into_inner()),
-            Err(status) => status,
-        };
-        let is_worth_trying = is_loss(&status) || status.code() == Code::Unavailable;
-        if !is_worth_trying || Instant::now() + delay > end {
-            return Err(status.into());
-        }
-        sleep(delay).await;
-        delay = (delay * 2).min(LONGEST_DELAY);
     }
 }
 
