@@ -201,14 +201,16 @@ async fn one_tenant_keeps_its_share_of_streams_at_most() {
         .with("tenants.anonymous.queue_share", 0.5);
     let server = TestServer::start(setup).await;
     gate.close();
-    let _a = server.client.generate(kept("a", 3)).await.unwrap();
-    let _b = server.client.generate(kept("b", 3)).await.unwrap();
+    let a = server.client.generate(kept("a", 3)).await.unwrap();
+    let b = server.client.generate(kept("b", 3)).await.unwrap();
     let refused = refusal(server.client.generate(kept("c", 3)).await);
     assert_eq!(
         (refused.code, refused.reason.as_deref()),
         (Code::ResourceExhausted, Some("TENANT_QUOTA"))
     );
     gate.open();
+    a.collect().await.unwrap();
+    b.collect().await.unwrap();
     server.stop().await;
 }
 

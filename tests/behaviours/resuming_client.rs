@@ -134,7 +134,7 @@ async fn a_stream_whose_server_ends_is_finished_by_another() {
 #[tokio::test]
 async fn where_nobody_answers_any_more_the_loss_is_told() {
     let gate = Gate::new();
-    let server = TestServer::start(setup(&gate)).await;
+    let server = TestServer::start(setup(&gate).with("requests.resume_window", "100ms")).await;
     let wire = Wire::to(server.address).await;
     gate.close();
     let client = wire.connect().await;
