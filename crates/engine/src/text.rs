@@ -16,6 +16,7 @@ mod detokenizer;
 mod error;
 mod files;
 mod generation;
+mod guard;
 mod hub;
 mod sentencepiece;
 mod special;

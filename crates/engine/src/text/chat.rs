@@ -19,6 +19,7 @@ use serde_json::Value;
 
 use self::environment::Refusal;
 use super::files::{self, Json};
+use super::guard::{PANICKED, guarded};
 use super::special::CONFIG;
 use super::{SpecialTokens, TextError};
 
@@ -93,13 +94,18 @@ impl ChatTemplate {
     /// [`TextError::Template`] with the line, if the source is not a template.
     pub fn new(name: impl Into<String>, source: &str, special: SpecialTokens) -> Result<Self, TextError> {
         let name = name.into();
-        match environment::compile(source) {
-            Ok(environment) => Ok(Self {
+        match guarded(|| environment::compile(source)) {
+            Some(Ok(environment)) => Ok(Self {
                 environment: Arc::new(environment),
                 name,
                 special,
             }),
-            Err(error) => Err(template_error(&name, &error)),
+            Some(Err(error)) => Err(template_error(&name, &error)),
+            None => Err(TextError::Template {
+                template: name,
+                line: 0,
+                problem: PANICKED.to_owned(),
+            }),
         }
     }
 
@@ -239,10 +245,17 @@ impl ChatTemplate {
         let template = environment
             .get_template(NAME)
             .map_err(|error| template_error(&self.name, &error))?;
-        let result = template.render_captured_to(context, &mut output).map(drop);
+        let rendered = guarded(|| template.render_captured_to(context, &mut output).map(drop));
         if output.exceeded {
             return Err(self.limit(format!("{} bytes of prompt", output.limit)));
         }
+        let Some(result) = rendered else {
+            return Err(TextError::Template {
+                template: self.name.clone(),
+                line: 0,
+                problem: PANICKED.to_owned(),
+            });
+        };
         match result {
             Ok(()) => {}
             Err(error) if error.kind() == ErrorKind::OutOfFuel => {

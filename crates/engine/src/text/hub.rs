@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use super::TextError;
 use super::detokenizer::HubSpelling;
 use super::files::{Json, kind};
+use super::guard::{PANICKED, guarded};
 use super::special::TokenizerConfig;
 use super::tokenizer::Markup;
 use super::vocab::{Kind, MAX_TOKENS, Token, Vocab, looks_like_markup};
@@ -69,25 +70,32 @@ impl Hub {
             Markup::Parse => &self.parse,
             Markup::Literal => &self.literal,
         };
-        let encoding =
-            tokenizer
-                .encode_fast(text, add_special_tokens)
-                .map_err(|error| TextError::Encode {
-                    problem: error.to_string(),
-                })?;
-        ids.extend_from_slice(encoding.get_ids());
-        Ok(())
+        let encoded = guarded(|| tokenizer.encode_fast(text, add_special_tokens));
+        let problem = match encoded {
+            Some(Ok(encoding)) => {
+                ids.extend_from_slice(encoding.get_ids());
+                return Ok(());
+            }
+            Some(Err(error)) => error.to_string(),
+            None => PANICKED.to_owned(),
+        };
+        Err(TextError::Encode { problem })
     }
 }
 
 fn build(file: &Path, value: Value) -> Result<tokenizers::Tokenizer, TextError> {
-    let mut tokenizer: tokenizers::Tokenizer =
-        serde_json::from_value(value).map_err(|error| TextError::tokenizer(file, error.to_string()))?;
+    let built = guarded(|| serde_json::from_value::<tokenizers::Tokenizer>(value));
+    let built = built.ok_or_else(|| TextError::tokenizer(file, PANICKED))?;
+    let mut tokenizer = built.map_err(|error| TextError::tokenizer(file, error.to_string()))?;
     tokenizer.with_padding(None);
     tokenizer
         .with_truncation(None)
         .map_err(|error| TextError::tokenizer(file, error.to_string()))?;
-    Ok(tokenizer)
+    // What the file gets wrong about tokens around a text shows at the first text, and shall not wait for a caller's.
+    match guarded(|| tokenizer.encode_fast("a", true)) {
+        None => Err(TextError::tokenizer(file, PANICKED)),
+        Some(_) => Ok(tokenizer),
+    }
 }
 
 /// Adds the tokens that `tokenizer_config.json` declares and `tokenizer.json` lacks.

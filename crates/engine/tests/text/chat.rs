@@ -331,3 +331,12 @@ fn a_tag_that_shares_its_percent_sign_is_an_error_and_no_panic() {
         assert!(compiled.is_err(), "{source}");
     }
 }
+
+#[test]
+fn a_template_that_the_engine_of_templates_cannot_stand_is_an_error_and_no_panic() {
+    // Found by fuzzing: minijinja 3.1 divides by the number of values to cycle through.
+    let source = "{% for m in messages %}{{ loop.cycle() }}{% endfor %}";
+    let template = ChatTemplate::new("test", source, SpecialTokens::default()).unwrap();
+    let error = template.render(&[Message::new("user", "x")], &RenderOptions::default());
+    assert!(matches!(error, Err(TextError::Template { .. })), "{error:?}");
+}

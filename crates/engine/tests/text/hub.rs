@@ -294,3 +294,17 @@ proptest! {
         })?;
     }
 }
+
+#[test]
+fn a_token_around_texts_that_is_not_declared_is_an_error_of_its_file() {
+    // Found by fuzzing: tokenizers 0.22 takes it on trust, and panics at the first text.
+    let mut json = json_of("prefixed");
+    json["post_processor"] = json!({
+        "type": "TemplateProcessing", "pair": [],
+        "single": [{"SpecialToken": {"id": "<nobody>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "special_tokens": {},
+    });
+    let error = checkpoint(&json).error();
+    assert!(matches!(error, TextError::Tokenizer { .. }), "{error}");
+    assert!(error.to_string().contains("tokenizer.json"), "{error}");
+}
