@@ -21,6 +21,8 @@ pub struct EngineConfig {
     pub max_waiting: usize,
     /// Prompt tokens that may wait.
     pub max_waiting_tokens: usize,
+    /// Longest that a request may be expected to wait, by how fast others left the queue lately; absent: however long.
+    pub max_wait: Option<Duration>,
     /// Events kept for a client that does not read.
     pub event_buffer: usize,
     /// Caps the model's own context, in tokens; absent: the model's.
@@ -55,6 +57,7 @@ impl Default for EngineConfig {
             max_sequences: 64,
             max_waiting: 1024,
             max_waiting_tokens: 1 << 20,
+            max_wait: None,
             event_buffer: 1024,
             max_context: None,
             cache: CacheConfig::default(),
@@ -90,6 +93,9 @@ impl EngineConfig {
                     "must be at least max_sequences ({sequences}), or decodes would not fit a step; got {tokens}"
                 ),
             );
+        }
+        if self.max_wait.is_some_and(|wait| wait.is_zero()) {
+            return refuse("max_wait", "must be more than 0".into());
         }
         if self.step_timeout.is_some_and(|timeout| timeout.is_zero()) {
             return refuse("step_timeout", "must be more than 0".into());

@@ -86,6 +86,18 @@ pub enum SubmitError {
         /// When room is likely.
         retry_after: Duration,
     },
+    /// The request would wait longer than any may.
+    #[error("{waiting} requests wait already, one more would wait {wait:?}, the limit is {limit:?}")]
+    WaitTooLong {
+        /// Requests that wait.
+        waiting: usize,
+        /// How long one more would, by how fast they left lately.
+        wait: Duration,
+        /// How long it may.
+        limit: Duration,
+        /// When the wait is likely no longer than that.
+        retry_after: Duration,
+    },
     /// The request cannot be done in time, even if all goes much faster than lately.
     #[error("needs at least {needs:?} by recent rates, {left:?} are left")]
     DeadlineUnreachable {

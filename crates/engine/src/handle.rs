@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use tokio::sync::{oneshot, watch};
@@ -14,7 +14,7 @@ use crate::config::EngineConfig;
 use crate::core::{EngineCore, Job};
 use crate::error::{LoadError, SubmitError};
 use crate::model::CausalLm;
-use crate::pace::Pace;
+use crate::pace::{self, Pace};
 use crate::queue::Queue;
 use crate::request::Request;
 use crate::stats::EngineStats;
@@ -32,6 +32,7 @@ struct Inner {
     stats: watch::Receiver<EngineStats>,
     queue: Queue,
     draining: Arc<AtomicBool>,
+    max_wait: Option<Duration>,
     event_buffer: usize,
     pulse: Arc<Pulse>,
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -91,6 +92,7 @@ impl EngineHandle {
             stats,
             queue,
             draining,
+            max_wait: config.max_wait,
             event_buffer: config.event_buffer,
             pulse,
             thread: Mutex::new(Some(thread)),
@@ -123,8 +125,14 @@ impl Backend for EngineHandle {
             Request::Generate(generate) => generate.check_against(vocab_size, max_context)?,
             Request::Embed(embed) => embed.check_against(vocab_size, max_context)?,
         }
-        let pace = Pace::of(&inner.stats.borrow());
+        let (pace, room) = {
+            let stats = inner.stats.borrow();
+            (Pace::of(&stats), pace::room(&stats))
+        };
         pace.check_deadline(&request, inner.queue.waiting_of(request.account().tenant))?;
+        if let Some(limit) = inner.max_wait {
+            inner.queue.check_wait(request.account(), room, limit)?;
+        }
         let place = inner
             .queue
             .enter(request.account(), request.tokens().len(), pace.prefill_rate)?;

@@ -5,10 +5,20 @@ use std::time::{Duration, Instant};
 use crate::error::SubmitError;
 use crate::queue::Waiting;
 use crate::request::Request;
-use crate::stats::EngineStats;
+use crate::stats::{EngineStats, PoolStats};
 
 /// How many times faster than lately things may go before a refusal was wrong.
 const MARGIN: f64 = 2.0;
+
+/// How many more sequences an engine has room for, if they are like those that run.
+pub(crate) fn room(stats: &EngineStats) -> usize {
+    let slots = stats.slots_total.saturating_sub(stats.slots_used);
+    let blocks = |pool: &PoolStats| match stats.slots_used {
+        0 => slots,
+        n => pool.total.saturating_sub(pool.used) * n / pool.used.max(1),
+    };
+    slots.min(blocks(&stats.global)).min(blocks(&stats.window))
+}
 
 /// How fast an engine has been over the last seconds.
 #[derive(Clone, Copy, Debug)]
@@ -64,6 +74,26 @@ mod tests {
     use super::*;
     use crate::ids::RequestId;
     use crate::request::{Account, EmbedRequest, Pooling};
+
+    #[test]
+    fn there_is_room_for_as_many_as_slots_and_both_pools_hold() {
+        let pool = |used, total| PoolStats {
+            used,
+            total,
+            ..PoolStats::default()
+        };
+        let mut stats = EngineStats {
+            slots_total: 10,
+            ..EngineStats::default()
+        };
+        assert_eq!(room(&stats), 10);
+        (stats.slots_used, stats.global, stats.window) = (4, pool(40, 100), pool(8, 100));
+        assert_eq!(room(&stats), 6);
+        stats.global = pool(80, 100);
+        assert_eq!(room(&stats), 1);
+        stats.window = pool(100, 100);
+        assert_eq!(room(&stats), 0);
+    }
 
     fn embed(tokens: usize, priority: i32, left: Option<Duration>) -> Request {
         Request::Embed(EmbedRequest {

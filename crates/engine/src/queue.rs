@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::error::SubmitError;
 use crate::ids::TenantId;
+use crate::rate::RateMeter;
 use crate::request::Account;
 
 /// What is said when nothing is known yet.
@@ -36,6 +37,8 @@ struct State {
     left: Option<Instant>,
     /// Mean seconds between departures while somebody waited; absent until two have left.
     gap: Option<f64>,
+    /// Departures per second while somebody waited, over a longer time: `gap` follows each one.
+    pace: RateMeter,
 }
 
 /// What waits.
@@ -88,6 +91,25 @@ impl Queue {
     /// What waits of each tenant that has something waiting.
     pub fn tenants(&self) -> BTreeMap<TenantId, Waiting> {
         self.0.state().tenants.clone()
+    }
+
+    /// Refuses who would wait longer than `limit`, by how fast others left the queue lately, `room` of those that wait
+    /// having a place at the model already. Turns between tenants count: who has nothing waiting waits for one of each.
+    pub fn check_wait(&self, account: &Account, room: usize, limit: Duration) -> Result<(), SubmitError> {
+        let state = self.0.state();
+        let own = state.tenants.get(&account.tenant).copied().unwrap_or_default();
+        let tenants = state.tenants.len() + usize::from(own.requests == 0);
+        let before = state.all.requests.min((own.requests + 1) * tenants - 1);
+        let wait = state.until_left((before + 1).saturating_sub(room));
+        if wait <= limit {
+            return Ok(());
+        }
+        Err(SubmitError::WaitTooLong {
+            waiting: state.all.requests,
+            wait,
+            limit,
+            retry_after: (wait - limit).clamp(LEAST, MOST),
+        })
     }
 
     /// A place for a prompt of `tokens`, or the refusal. Who has nothing waiting may bring a prompt of any length.
@@ -176,9 +198,18 @@ impl State {
         Duration::from_secs_f64(seconds.clamp(LEAST.as_secs_f64(), MOST.as_secs_f64()))
     }
 
+    /// How long so many take to leave; no time where nothing is known.
+    fn until_left(&self, requests: usize) -> Duration {
+        let rate = self.pace.per_second();
+        let seconds = if rate > 0.0 { requests as f64 / rate } else { 0.0 };
+        Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX)
+    }
+
     fn somebody_left(&mut self, now: Instant) {
         if let Some(before) = self.left {
-            let gap = now.saturating_duration_since(before).as_secs_f64();
+            let gap = now.saturating_duration_since(before);
+            self.pace.record(1, gap);
+            let gap = gap.as_secs_f64();
             self.gap = Some(self.gap.map_or(gap, |mean| mean + NEWEST * (gap - mean)));
         }
         self.left = (self.all.requests > 0).then_some(now);
@@ -297,6 +328,31 @@ mod tests {
             })
         ));
         queue.enter(&of(2, 0.5), 100, 0.0).unwrap();
+    }
+
+    #[test]
+    fn who_would_wait_too_long_is_refused_unless_there_is_room_or_it_is_their_turn() {
+        let queue = Queue::new(100, 10_000);
+        let second = Duration::from_secs(1);
+        let places: Vec<Place> = (0..8)
+            .map(|_| queue.enter(&of(1, 1.0), 10, 0.0).unwrap())
+            .collect();
+        // Nothing is known of how fast they leave.
+        queue.check_wait(&of(1, 1.0), 0, second).unwrap();
+        queue.0.state().pace.record(4, second);
+        assert!(matches!(
+            queue.check_wait(&of(1, 1.0), 0, second),
+            Err(SubmitError::WaitTooLong { waiting: 8, wait, retry_after, .. })
+                if wait.as_millis() == 2250 && retry_after.as_millis() == 1250
+        ));
+        // Five of the nine are as good as gone.
+        queue.check_wait(&of(1, 1.0), 5, second).unwrap();
+        assert!(queue.check_wait(&of(1, 1.0), 4, second).is_err());
+        // One of the other tenant's leaves before this one's first.
+        queue.check_wait(&of(2, 1.0), 0, second / 2).unwrap();
+        assert!(queue.check_wait(&of(2, 1.0), 0, second / 4).is_err());
+        drop(places);
+        queue.check_wait(&of(1, 1.0), 0, second / 4).unwrap();
     }
 
     #[test]
