@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use baichuan_client::{Event, Refusal, prompt, v1};
-use e2e::{Fake, Gate, Setup, TestServer, refusal, text, tokens, until_idle};
+use e2e::{Fake, Gate, Setup, TestServer, refusal, text, tokens, until_idle, until_load};
 use tonic::Code;
 
 /// A server with one running request and room for no more than the settings leave in its queue.
@@ -87,5 +87,38 @@ async fn more_prompt_tokens_than_may_wait_are_refused() {
     for generation in [running, waiting, short] {
         generation.collect().await.unwrap();
     }
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn who_would_wait_longer_than_allowed_is_refused_and_is_taken_where_there_is_room() {
+    let gate = Gate::new();
+    let setup = Setup::fake(Fake::gated(&gate))
+        .with("engine.max_sequences", 1)
+        // Less than anything takes: nobody may wait once it is known how long that is.
+        .with("engine.max_wait", "1us");
+    let server = TestServer::start(setup).await;
+    gate.close();
+    let mut queued = Vec::new();
+    for _ in 0..4 {
+        queued.push(server.client.generate(text("waits", 5)).await.unwrap());
+    }
+    gate.open();
+    for generation in queued {
+        generation.collect().await.unwrap();
+    }
+    until_idle(&server.client, "").await;
+
+    gate.close();
+    let running = server.client.generate(text("there is room", 50)).await.unwrap();
+    gate.allow(2);
+    until_load(&server.client, "", |load| load.slots_used == 1).await;
+    let refused = refusal(server.client.generate(text("waits too long", 5)).await);
+    check(&refused, "QUEUE_FULL");
+    assert!(refused.message.contains("1µs"), "{}", refused.message);
+    gate.open();
+    running.collect().await.unwrap();
+    until_idle(&server.client, "").await;
+    server.client.generate_unary(text("room again", 5)).await.unwrap();
     server.stop().await;
 }

@@ -1,10 +1,12 @@
-//! 64 concurrent streams of the real model, in pools too small for them, answer as each does alone.
+//! Many clients at once: 64 streams of the real model, in pools too small for them, answer as each does alone; and a server
+//! that is asked for three times what it can do, by clients of whom half misbehave, keeps what it promises.
 
 use std::time::Duration;
 
 use baichuan_client::{Client, Completion, v1};
 use e2e::checkpoint::tiny_m1;
-use e2e::{Setup, TestServer, tokens, until_idle, within};
+use e2e::soak::{self, Plan};
+use e2e::{Setup, TestServer, program, tokens, until_idle, within};
 use futures::future::join_all;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -132,4 +134,22 @@ async fn every_stream_ends_once_with_the_tokens_of_its_solo_run_and_nothing_stay
     );
     assert_eq!(load.requests_total, STREAMS as u64);
     server.stop().await;
+}
+
+/// What `cargo run --bin soak` does for 20 minutes, for a few seconds: a busy machine's times are not judged.
+#[tokio::test]
+async fn under_three_times_its_capacity_and_misbehaviour_a_server_loses_and_keeps_nothing() {
+    let server = program("baichuan-server");
+    let plan = Plan {
+        server: server.as_std().get_program().into(),
+        model: tiny_m1().into(),
+        time: Duration::from_secs(6),
+        clients: 40,
+        sequences: 8,
+        max_tokens: 24,
+        strict: false,
+        ..Plan::default()
+    };
+    let verdict = soak::run(&plan).await;
+    assert!(verdict.faults.is_empty(), "{verdict}");
 }

@@ -131,6 +131,8 @@ pub struct GrpcConfig {
     pub max_local_error_reset_streams: usize,
     /// Time a new connection has to complete the HTTP/2 preface.
     pub handshake_timeout: Duration,
+    /// Time that the message of a call has to arrive.
+    pub request_timeout: Duration,
     /// How often a connection is pinged.
     pub keepalive_interval: Duration,
     /// Time a ping may stay unanswered.
@@ -161,6 +163,7 @@ impl Default for GrpcConfig {
             max_pending_accept_reset_streams: 32,
             max_local_error_reset_streams: 1024,
             handshake_timeout: Duration::from_secs(10),
+            request_timeout: Duration::from_secs(60),
             keepalive_interval: Duration::from_secs(30),
             keepalive_timeout: Duration::from_secs(20),
             max_connection_age: None,

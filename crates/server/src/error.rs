@@ -43,6 +43,9 @@ pub(crate) enum ApiError {
         .usage.prompt_tokens, .usage.completion_tokens
     )]
     DeadlineExceeded { phase: Phase, usage: Usage },
+    /// The call's message took too long to come.
+    #[error("the request did not arrive within {time:?}")]
+    NotArrived { time: Duration },
     /// The call's time is too short for what it asks, whatever happens.
     #[error("the request needs at least {needs:?} by recent rates, {left:?} of its time are left")]
     DeadlineUnreachable { needs: Duration, left: Duration },
@@ -181,6 +184,7 @@ impl ApiError {
             },
             Self::Unavailable(_) => "unavailable",
             Self::DeadlineExceeded { .. } => "deadline_exceeded",
+            Self::NotArrived { .. } => "not_arrived",
             Self::DeadlineUnreachable { .. } => "deadline_unreachable",
             Self::Unauthenticated(_) => "unauthenticated",
             Self::Denied(_) => "permission_denied",
@@ -207,11 +211,13 @@ impl From<SubmitError> for ApiError {
                 field,
                 feature: feature.into(),
             },
-            SubmitError::QueueFull { retry_after, .. } => Self::Exhausted {
-                reason: Exhausted::Queue,
-                message,
-                retry_after: Some(retry_after),
-            },
+            SubmitError::QueueFull { retry_after, .. } | SubmitError::WaitTooLong { retry_after, .. } => {
+                Self::Exhausted {
+                    reason: Exhausted::Queue,
+                    message,
+                    retry_after: Some(retry_after),
+                }
+            }
             SubmitError::TokenBudget { retry_after, .. } => Self::Exhausted {
                 reason: Exhausted::TokenBudget,
                 message,

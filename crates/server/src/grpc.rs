@@ -20,6 +20,7 @@ use crate::identity::tenant::Group;
 
 mod admin;
 mod admission;
+mod arrival;
 mod control;
 mod convert;
 mod embed;

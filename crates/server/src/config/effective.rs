@@ -45,6 +45,7 @@ impl Config {
                 max_pending_accept_reset_streams: Some(grpc.max_pending_accept_reset_streams),
                 max_local_error_reset_streams: Some(grpc.max_local_error_reset_streams),
                 handshake_timeout: Some(Human(grpc.handshake_timeout)),
+                request_timeout: Some(Human(grpc.request_timeout)),
                 keepalive_interval: Some(Human(grpc.keepalive_interval)),
                 keepalive_timeout: Some(Human(grpc.keepalive_timeout)),
                 max_connection_age: Some(Limit(grpc.max_connection_age)),
@@ -138,6 +139,7 @@ pub(super) fn raw_engine(engine: &EngineConfig) -> RawEngine {
             OnFailure::Restart => RawOnFailure::Restart,
             OnFailure::Exit => RawOnFailure::Exit,
         }),
+        max_wait: Some(Limit(engine.max_wait)),
         step_timeout: Some(Limit(engine.step_timeout)),
         cache: raw_cache(engine),
         limits: RawLimits {

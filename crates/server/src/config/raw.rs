@@ -161,6 +161,9 @@ pub(crate) struct RawEngine {
     pub(crate) max_waiting: Option<usize>,
     /// Prompt tokens that may wait; more are refused with `TOKEN_BUDGET`.
     pub(crate) max_waiting_tokens: Option<usize>,
+    /// Longest that a request may be expected to wait, by how fast others left the queue lately; more are refused with
+    /// `QUEUE_FULL`. `off`: however long.
+    pub(crate) max_wait: Option<Limit<Duration>>,
     /// Events kept for a client that does not read; then it is cut off with `SLOW_CLIENT`.
     pub(crate) event_buffer: Option<usize>,
     /// Caps the model's own context, in tokens, prompt and completion together.
@@ -190,6 +193,7 @@ impl RawEngine {
             max_context: over.max_context.or(self.max_context),
             scrub_freed: over.scrub_freed.or(self.scrub_freed),
             on_failure: over.on_failure.or(self.on_failure),
+            max_wait: over.max_wait.or(self.max_wait),
             step_timeout: over.step_timeout.or(self.step_timeout),
             cache: self.cache.overridden_by(&over.cache),
             limits: self.limits.overridden_by(&over.limits),
@@ -311,6 +315,8 @@ pub(crate) struct RawGrpc {
     pub(crate) max_local_error_reset_streams: Option<usize>,
     /// Time a new connection has to complete the HTTP/2 preface.
     pub(crate) handshake_timeout: Option<Human<Duration>>,
+    /// Time that the message of a call has to arrive; streams of messages have their call's.
+    pub(crate) request_timeout: Option<Human<Duration>>,
     /// How often a connection is pinged.
     pub(crate) keepalive_interval: Option<Human<Duration>>,
     /// Time a ping may stay unanswered.

@@ -20,10 +20,10 @@ use tonic::{Code, Status};
 use tower::Service;
 use tracing::{Instrument, Span};
 
-use super::Face;
 use super::lifeline::Lifeline;
-use super::meta::{failure, is_request_id, new_request_id};
+use super::meta::{failure, is_request_id, new_request_id, timeout};
 use super::status::REQUEST_ID;
+use super::{Face, arrival};
 use crate::app::App;
 use crate::error::{ApiError, Exhausted};
 use crate::telemetry::call_trace::CallTrace;
@@ -83,6 +83,10 @@ impl Pipeline {
             _ => request.map(Body::new),
         };
         let id = name(request.headers_mut());
+        let time = self.app.config.grpc.request_timeout;
+        let time = timeout(request.headers()).map_or(time, |asked| asked.min(time));
+        let path = request.uri().path().to_owned();
+        let mut request = request.map(|body| arrival::in_time(body, &path, time, &self.app, &id));
         let mut rpc = self.app.metrics.rpc.start(request.uri().path(), |method| {
             CallTrace::begin(&self.app.otlp, method, request.headers())
         });

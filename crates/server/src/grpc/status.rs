@@ -64,6 +64,10 @@ pub(crate) fn status(error: &ApiError, id: &RequestId) -> Status {
             inform(&mut details, "DEADLINE_EXCEEDED", usage_metadata(usage));
             Code::DeadlineExceeded
         }
+        ApiError::NotArrived { .. } => {
+            inform(&mut details, "REQUEST_NOT_ARRIVED", []);
+            Code::DeadlineExceeded
+        }
         ApiError::DeadlineUnreachable { needs, left } => {
             let milliseconds = |time: &Duration| time.as_millis().to_string();
             let [prompt, completion, total, cached] = usage_metadata(&Usage::default());
@@ -253,6 +257,13 @@ mod tests {
                 exhausted(Exhausted::TenantQuota),
                 Code::ResourceExhausted,
                 "TENANT_QUOTA",
+            ),
+            (
+                ApiError::NotArrived {
+                    time: Duration::from_secs(1),
+                },
+                Code::DeadlineExceeded,
+                "REQUEST_NOT_ARRIVED",
             ),
             (
                 ApiError::DeadlineUnreachable {

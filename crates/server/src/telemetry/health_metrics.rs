@@ -1,4 +1,4 @@
-//! The health of the server and of each model, as it is when `/metrics` is asked for.
+//! The health of the server and of each model, and its tasks, as they are when `/metrics` is asked for.
 
 use std::fmt;
 use std::sync::Arc;
@@ -7,6 +7,7 @@ use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::gauge::ConstGauge;
+use tokio::runtime::Handle;
 use tokio::sync::watch;
 
 use super::names;
@@ -41,6 +42,12 @@ impl Collector for HealthMetrics {
         for model in self.models.iter() {
             let labels = [("model_name", model.name())];
             ConstGauge::new(u64::from(model.is_ready())).encode(family.encode_family(&labels)?)?;
+        }
+        // Whoever asks does so on the runtime that serves.
+        if let Ok(runtime) = Handle::try_current() {
+            let gauge = ConstGauge::new(runtime.metrics().num_alive_tasks() as u64);
+            let help = "Tasks of the process's runtime that have not ended";
+            gauge.encode(encoder.encode_descriptor(names::TASKS, help, None, MetricType::Gauge)?)?;
         }
         Ok(())
     }

@@ -403,7 +403,7 @@ impl Metrics {
                 // It was taken, and ended: its caller went away in its own manner.
                 Exhausted::SlowClient => return self.cancelled(Phase::Decode),
             },
-            ApiError::DeadlineUnreachable { .. } => {
+            ApiError::DeadlineUnreachable { .. } | ApiError::NotArrived { .. } => {
                 let phase = Phase::Queued;
                 self.deadline_exceeded.get_or_create(&PhaseLabel { phase }).inc();
                 return;

@@ -99,6 +99,8 @@ pub(crate) const READY: &str = "baichuan_ready";
 pub(crate) const LIVE: &str = "baichuan_live";
 /// Whether a model is loaded and its engine runs.
 pub(crate) const MODEL_READY: &str = "baichuan_model_ready";
+/// Tasks of the process's runtime that have not ended.
+pub(crate) const TASKS: &str = "baichuan_tasks";
 /// What a model is, in labels.
 pub(crate) const MODEL_INFO: &str = "baichuan_model_info";
 /// What this program is, in labels.

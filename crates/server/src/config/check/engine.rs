@@ -42,11 +42,17 @@ pub(super) fn engine(own: &str, raw: RawEngine, findings: &mut Findings) -> Engi
             RawOnFailure::Restart => OnFailure::Restart,
             RawOnFailure::Exit => OnFailure::Exit,
         }),
+        max_wait: raw.max_wait.unwrap_or(Limit(default.max_wait)).0,
         step_timeout: raw.step_timeout.unwrap_or(Limit(default.step_timeout)).0,
     };
-    let keys = [format!("{own}.step_timeout"), "engine.step_timeout".into()];
-    let lasts = engine.step_timeout.is_none_or(|timeout| !timeout.is_zero());
-    findings.that(lasts, &[&keys[0], &keys[1]], || "must be more than 0".into());
+    for (key, time) in [
+        ("max_wait", engine.max_wait),
+        ("step_timeout", engine.step_timeout),
+    ] {
+        let keys = [format!("{own}.{key}"), format!("engine.{key}")];
+        let lasts = time.is_none_or(|time| !time.is_zero());
+        findings.that(lasts, &[&keys[0], &keys[1]], || "must be more than 0".into());
+    }
     let mut at_least_one = |key: &str, value: usize| {
         let keys = [format!("{own}.{key}"), format!("engine.{key}")];
         findings.that(value >= 1, &[&keys[0], &keys[1]], || {
