@@ -27,7 +27,7 @@ host=$(rustc -vV | sed -n 's/^host: //p')
 flags=(-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4
     -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table
     -Cllvm-args=-sanitizer-coverage-trace-compares -Ccodegen-units=1)
-RUSTFLAGS="${flags[*]}" CARGO_TARGET_DIR=$target cargo build --quiet --locked --manifest-path "$here/Cargo.toml" \
+RUSTFLAGS="${flags[*]}" CARGO_TARGET_DIR=$target cargo build --quiet --manifest-path "$here/Cargo.toml" \
     --target "$host" --profile "$profile"
 program=$target/$host/${profile/dev/debug}/fuzz
 

@@ -4,6 +4,7 @@
 //! which a file of the right length is made (0), or the same with a whole file as it is (1); with 2 and 3 the file is a shard.
 //! A checkpoint that opens can be loaded.
 
+use baichuan_engine::topology::Topology;
 use baichuan_engine::{CacheBudget, CacheConfig, EngineConfig};
 use baichuan_kernels::Threads;
 use baichuan_m1::config::BaichuanConfig;
@@ -69,6 +70,7 @@ pub(crate) fn feed(input: &[u8]) -> Corpus {
                 dtype: None,
                 cache_dtype: None,
                 isq: None,
+                topology: &Topology::default(),
                 threads: THREADS.with(Threads::clone),
                 engine: &engine,
                 progress: &|_| {},
