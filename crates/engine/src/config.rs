@@ -21,7 +21,7 @@ pub struct EngineConfig {
     pub max_waiting: usize,
     /// Prompt tokens that may wait.
     pub max_waiting_tokens: usize,
-    /// Longest that a request may be expected to wait, by how fast others left the queue lately; absent: however long.
+    /// Longest wait of all requests but one in a hundred, by how fast others left the queue lately; absent: however long.
     pub max_wait: Option<Duration>,
     /// Events kept for a client that does not read.
     pub event_buffer: usize,

@@ -38,7 +38,7 @@ impl Pace {
         }
     }
 
-    /// Refuses what cannot be done by its deadline even if all goes [`MARGIN`] times faster than lately: its own prompt,
+    /// Refuses what cannot be done by its deadline even if all goes twice as fast as lately: its own prompt,
     /// the tokens it must have, and what waits before it of its own tenant. What others wait for is left out, as turns
     /// between tenants may fall either way, and so is what its tenant waits for where it is more urgent than usual.
     ///

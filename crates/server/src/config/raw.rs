@@ -161,8 +161,8 @@ pub(crate) struct RawEngine {
     pub(crate) max_waiting: Option<usize>,
     /// Prompt tokens that may wait; more are refused with `TOKEN_BUDGET`.
     pub(crate) max_waiting_tokens: Option<usize>,
-    /// Longest that a request may be expected to wait, by how fast others left the queue lately; more are refused with
-    /// `QUEUE_FULL`. `off`: however long.
+    /// Longest wait of all requests but one in a hundred, by how fast others left the queue lately; who may wait longer is
+    /// refused with `QUEUE_FULL`. `off`: however long.
     pub(crate) max_wait: Option<Limit<Duration>>,
     /// Events kept for a client that does not read; then it is cut off with `SLOW_CLIENT`.
     pub(crate) event_buffer: Option<usize>,
