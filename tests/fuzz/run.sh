@@ -2,7 +2,8 @@
 # Fuzzes what strangers and operators feed the server: replays the corpus, then looks for more with libFuzzer.
 #
 # usage: tests/fuzz/run.sh SURFACE SECONDS     a surface of: config http2 protobuf safetensors sentencepiece template
-#                                              tokenizer, or all of them one after another; each for so long
+#                                              tokenizer, or all of them one after another; each for so long,
+#                                              0: replays the corpus only
 #
 # Needs the toolchain of this repository and a C++ compiler, no nightly and no cargo-fuzz. FUZZ_PROFILE=release builds
 # for long runs, FUZZ_JOBS=N fuzzes so many surfaces at once, FUZZ_SEED=N begins with the same chances each time. New inputs go to $FUZZ_FOUND/SURFACE (target/fuzz/found),
@@ -33,9 +34,11 @@ program=$target/$host/${profile/dev/debug}/fuzz
 
 fuzz() {
     local surface=$1 log=$found/$1.log
+    local limit=-max_total_time=$seconds
+    [ "$seconds" != 0 ] || limit=-runs=0
     mkdir -p "$found/$surface" "$found/findings"
     if SURFACE=$surface "$program" "$found/$surface" "$here/corpus/$surface" \
-        -max_total_time="$seconds" -max_len=16384 -timeout=20 -rss_limit_mb=2048 ${FUZZ_SEED:+"-seed=$FUZZ_SEED"} \
+        "$limit" -max_len=16384 -timeout=20 -rss_limit_mb=2048 ${FUZZ_SEED:+"-seed=$FUZZ_SEED"} \
         -artifact_prefix="$found/findings/$surface-" -print_final_stats=1 >"$log" 2>&1; then
         echo "$surface: $(sed -n 's/^stat::number_of_executed_units: *//p' "$log") inputs," \
             "$(grep -c . <(ls "$here/corpus/$surface")) in the corpus," \

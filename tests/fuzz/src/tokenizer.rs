@@ -57,7 +57,10 @@ pub(crate) fn use_it(tokenizer: &Tokenizer) {
                 continue;
             };
             for skip in [true, false] {
-                let whole = tokenizer.decode(&ids, skip).expect("own ids are known");
+                // A file can make its tokenizer write ids that it has no token for: an error, when they are read.
+                let Ok(whole) = tokenizer.decode(&ids, skip) else {
+                    continue;
+                };
                 let mut piecewise = String::new();
                 let mut detokenizer = tokenizer.detokenizer(skip);
                 for id in &ids {
