@@ -52,4 +52,6 @@ HF_HUB_OFFLINE=1 "$venv/bin/smg" launch --host 127.0.0.1 --port "$port" \
 pids+=($!)
 
 # Whichever ends first ends all.
-wait -n
+wait -n && status=0 || status=$?
+# A command more, before which bash looks whether it was interrupted itself.
+exit "$status"
