@@ -221,6 +221,7 @@ impl BaichuanM1Plugin {
             numbers = format!("{numbers}-{mark}");
         }
         let cache = loaded.cache_dtype.name();
+        let default_sampling = SamplingOptions::from(&generation);
         let eos_token_ids = match generation.eos_token_ids.is_empty() {
             true => config.eos_token_ids.clone(),
             false => generation.eos_token_ids,
@@ -239,15 +240,7 @@ impl BaichuanM1Plugin {
             generates: true,
             embeds: true,
             default_pooling: Pooling::Last,
-            default_sampling: SamplingOptions {
-                temperature: generation.temperature,
-                top_p: generation.top_p,
-                top_k: generation.top_k,
-                min_p: generation.min_p,
-                typical_p: generation.typical_p,
-                repetition_penalty: generation.repetition_penalty,
-                ..SamplingOptions::default()
-            },
+            default_sampling,
             default_max_tokens: generation.max_new_tokens,
             limits: request.engine.limits,
             grammars: Grammars::new(&tokenizer, &eos_token_ids),

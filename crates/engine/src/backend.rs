@@ -4,7 +4,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use async_trait::async_trait;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::error::{RequestError, SubmitError};
 use crate::event::Event;
@@ -95,6 +95,14 @@ pub struct EventStream {
 struct Ends {
     failure: OnceLock<RequestError>,
     dropped_at: OnceLock<Instant>,
+}
+
+/// Waits until an engine's thread says that it has drained. One that died or is `stuck` has nothing left to do either.
+pub async fn until_drained(said: oneshot::Receiver<()>, mut stuck: watch::Receiver<bool>) {
+    tokio::select! {
+        _ = said => {}
+        Ok(_) = stuck.wait_for(|stuck| *stuck) => {}
+    }
 }
 
 impl EventStream {

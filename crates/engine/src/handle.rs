@@ -8,13 +8,12 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use tokio::sync::{oneshot, watch};
 
-use crate::backend::{Backend, BackendInfo, EventSink, EventStream};
+use crate::backend::{Backend, BackendInfo, EventSink, EventStream, until_drained};
 use crate::completion::Vocabulary;
 use crate::config::EngineConfig;
 use crate::core::{EngineCore, Job};
 use crate::error::{LoadError, SubmitError};
 use crate::model::CausalLm;
-use crate::pace::{self, Pace};
 use crate::queue::Queue;
 use crate::request::Request;
 use crate::stats::EngineStats;
@@ -125,17 +124,9 @@ impl Backend for EngineHandle {
             Request::Generate(generate) => generate.check_against(vocab_size, max_context)?,
             Request::Embed(embed) => embed.check_against(vocab_size, max_context)?,
         }
-        let (pace, room) = {
-            let stats = inner.stats.borrow();
-            (Pace::of(&stats), pace::room(&stats))
-        };
-        pace.check_deadline(&request, inner.queue.waiting_of(request.account().tenant))?;
-        if let Some(limit) = inner.max_wait {
-            inner.queue.check_wait(request.account(), room, limit)?;
-        }
         let place = inner
             .queue
-            .enter(request.account(), request.tokens().len(), pace.prefill_rate)?;
+            .admit(&request, &inner.stats.borrow(), inner.max_wait)?;
         let (sink, stream) = EventSink::channel(inner.event_buffer);
         self.send(Command::Submit(Box::new(Job {
             request,
@@ -156,12 +147,7 @@ impl Backend for EngineHandle {
         if self.send(Command::Drain(tx)).is_err() {
             return;
         }
-        let mut stuck = self.0.pulse.subscribe();
-        // An engine that died or is stuck has nothing left to do either.
-        tokio::select! {
-            _ = rx => {}
-            Ok(_) = stuck.wait_for(|stuck| *stuck) => {}
-        }
+        until_drained(rx, self.0.pulse.subscribe()).await;
     }
 }
 

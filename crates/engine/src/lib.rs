@@ -19,7 +19,7 @@ pub mod ids;
 pub mod isq;
 pub mod kv;
 pub mod model;
-pub mod pace;
+mod pace;
 pub mod placement;
 pub mod plugin;
 mod pooler;

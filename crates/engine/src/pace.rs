@@ -22,16 +22,16 @@ pub(crate) fn room(stats: &EngineStats) -> usize {
 
 /// How fast an engine has been over the last seconds.
 #[derive(Clone, Copy, Debug)]
-pub struct Pace {
+pub(crate) struct Pace {
     /// Prompt tokens per second.
-    pub prefill_rate: f64,
+    pub(crate) prefill_rate: f64,
     /// Tokens of one sequence per second.
     decode_step_rate: f64,
 }
 
 impl Pace {
     /// By what an engine publishes.
-    pub fn of(stats: &EngineStats) -> Self {
+    pub(crate) fn of(stats: &EngineStats) -> Self {
         Self {
             prefill_rate: stats.prefill_rate,
             decode_step_rate: stats.decode_step_rate,
@@ -44,7 +44,7 @@ impl Pace {
     ///
     /// # Errors
     /// [`SubmitError::DeadlineUnreachable`], with what it needs and what is left.
-    pub fn check_deadline(&self, request: &Request, own: Waiting) -> Result<(), SubmitError> {
+    pub(crate) fn check_deadline(&self, request: &Request, own: Waiting) -> Result<(), SubmitError> {
         let Some(deadline) = request.deadline() else {
             return Ok(());
         };

@@ -7,8 +7,10 @@ use std::time::{Duration, Instant};
 
 use crate::error::SubmitError;
 use crate::ids::TenantId;
+use crate::pace::{self, Pace};
 use crate::rate::RateMeter;
-use crate::request::Account;
+use crate::request::{Account, Request};
+use crate::stats::EngineStats;
 
 /// What is said when nothing is known yet.
 const UNKNOWN: Duration = Duration::from_secs(1);
@@ -95,9 +97,26 @@ impl Queue {
         self.0.state().tenants.clone()
     }
 
-    /// Refuses who may wait longer than `limit`, which one in a hundred will, by how fast others left the queue lately, `room` of those that wait
-    /// having a place at the model already. Turns between tenants count: who has nothing waiting waits for one of each.
-    pub fn check_wait(&self, account: &Account, room: usize, limit: Duration) -> Result<(), SubmitError> {
+    /// A place for `request`, or the refusal: its deadline cannot be met, it may wait longer than `max_wait`, or too much
+    /// waits already. `stats` say how fast the engine has been lately.
+    pub fn admit(
+        &self,
+        request: &Request,
+        stats: &EngineStats,
+        max_wait: Option<Duration>,
+    ) -> Result<Place, SubmitError> {
+        let (account, pace) = (request.account(), Pace::of(stats));
+        pace.check_deadline(request, self.waiting_of(account.tenant))?;
+        if let Some(limit) = max_wait {
+            self.check_wait(account, pace::room(stats), limit)?;
+        }
+        self.enter(account, request.tokens().len(), pace.prefill_rate)
+    }
+
+    /// Refuses who may wait longer than `limit`, which one in a hundred will, by how fast others left the queue lately,
+    /// `room` of those that wait having a place at the model already. Turns between tenants count: who has nothing waiting
+    /// waits for one of each.
+    fn check_wait(&self, account: &Account, room: usize, limit: Duration) -> Result<(), SubmitError> {
         let state = self.0.state();
         let own = state.tenants.get(&account.tenant).copied().unwrap_or_default();
         let tenants = state.tenants.len() + usize::from(own.requests == 0);

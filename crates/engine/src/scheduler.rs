@@ -115,7 +115,7 @@ pub(crate) struct Scheduler {
     waiting: BTreeSet<Rank>,
     /// Who was part of a failed step and has not been computed since.
     suspects: BTreeSet<Rank>,
-    /// Tokens of a step at most, for now: less than the limit after a step ran out of memory.
+    /// Tokens of the next step at most: less than the limit while a step that ran out of memory is not long ago.
     step_tokens: usize,
     /// Steps carried out since `step_tokens` last changed.
     good_steps: u32,

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use async_trait::async_trait;
-use baichuan_engine::pace::Pace;
+use baichuan_engine::backend::until_drained;
 use baichuan_engine::queue::Queue;
 use baichuan_engine::request::{EmbedRequest, GenerateRequest, Request};
 use baichuan_engine::stats::EngineStats;
@@ -85,11 +85,8 @@ impl Backend for MistralRsBackend {
             Request::Generate(request) => self.check_generate(request)?,
             Request::Embed(request) => self.check_embed(request)?,
         }
-        let pace = Pace::of(&self.stats.borrow());
-        pace.check_deadline(&request, self.queue.waiting_of(request.account().tenant))?;
-        let place = self
-            .queue
-            .enter(request.account(), request.tokens().len(), pace.prefill_rate)?;
+        // No longest wait: how many of those that wait have a place already is mistral.rs's to know.
+        let place = self.queue.admit(&request, &self.stats.borrow(), None)?;
         let (sink, stream) = EventSink::channel(self.event_buffer);
         self.send(Command::Submit(Box::new(Job {
             request,
@@ -110,12 +107,7 @@ impl Backend for MistralRsBackend {
         if self.send(Command::Drain(tx)).is_err() {
             return;
         }
-        let mut stuck = self.stuck.clone();
-        // An engine that died or is stuck has nothing left to do either.
-        tokio::select! {
-            _ = rx => {}
-            Ok(_) = stuck.wait_for(|stuck| *stuck) => {}
-        }
+        until_drained(rx, self.stuck.clone()).await;
     }
 }
 

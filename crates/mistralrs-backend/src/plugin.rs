@@ -295,6 +295,7 @@ fn info(
     } = text;
     let config = request.checkpoint.config();
     let number = |key: &str| config[key].as_u64().and_then(|n| usize::try_from(n).ok());
+    let default_sampling = SamplingOptions::from(&generation);
     let eos_token_ids = match generation.eos_token_ids.is_empty() {
         true => ids(&config["eos_token_id"]),
         false => generation.eos_token_ids,
@@ -335,15 +336,7 @@ fn info(
         generates: folder.kind == Kind::Text,
         embeds: folder.kind == Kind::Embedding,
         default_pooling: folder.head.map_or(Pooling::Last, |head| head.pooling),
-        default_sampling: SamplingOptions {
-            temperature: generation.temperature,
-            top_p: generation.top_p,
-            top_k: generation.top_k,
-            min_p: generation.min_p,
-            typical_p: generation.typical_p,
-            repetition_penalty: generation.repetition_penalty,
-            ..SamplingOptions::default()
-        },
+        default_sampling,
         default_max_tokens: generation.max_new_tokens,
         limits: request.engine.limits,
         grammars: Grammars::new(&tokenizer, &eos_token_ids),

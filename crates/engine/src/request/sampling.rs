@@ -3,6 +3,7 @@
 use super::{Checks, LogitBias, RequestLimits};
 use crate::error::Violations;
 use crate::ids::TokenId;
+use crate::text::GenerationDefaults;
 
 /// What a client or a checkpoint says of sampling; absent fields mean somebody else's default.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -33,6 +34,21 @@ pub struct SamplingOptions {
     pub seed: Option<u64>,
     /// Completions of the one prompt.
     pub n: Option<u32>,
+}
+
+impl From<&GenerationDefaults> for SamplingOptions {
+    /// What a checkpoint says.
+    fn from(checkpoint: &GenerationDefaults) -> Self {
+        Self {
+            temperature: checkpoint.temperature,
+            top_p: checkpoint.top_p,
+            top_k: checkpoint.top_k,
+            min_p: checkpoint.min_p,
+            typical_p: checkpoint.typical_p,
+            repetition_penalty: checkpoint.repetition_penalty,
+            ..Self::default()
+        }
+    }
 }
 
 impl SamplingOptions {
