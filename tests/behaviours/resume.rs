@@ -4,31 +4,13 @@ use std::time::Duration;
 
 use baichuan_client::{Client, Completion, Event, Generation, v1};
 use baichuan_server::{fresh_token, token_entry};
-use e2e::{Fake, Gate, Setup, TestServer, Wire, refusal, text, until_idle, within};
+use e2e::{Fake, Gate, Setup, TestServer, Wire, from_token, kept, refusal, text, until_idle, within};
 use tonic::Code;
 
 const TOKENS: u32 = 60;
 const LOST: &str = "baichuan_streams_lost_total";
 const RESUMED: &str = "baichuan_streams_resumed_total";
 const EXPIRED: &str = "baichuan_streams_expired_total";
-
-/// The request called `id`, to be kept.
-fn kept(id: &str, max_tokens: u32) -> v1::GenerateRequest {
-    v1::GenerateRequest {
-        request_id: id.into(),
-        resume_from_token: Some(0),
-        ..text("Go on", max_tokens)
-    }
-}
-
-/// Takes the stream of `id` up from `token`.
-fn from(id: &str, token: u64) -> v1::GenerateRequest {
-    v1::GenerateRequest {
-        request_id: id.into(),
-        resume_from_token: Some(token),
-        ..Default::default()
-    }
-}
 
 fn setup(gate: &Gate) -> Setup {
     Setup::fake(Fake::gated(gate)).with("listen.admin", "127.0.0.1:0")
@@ -98,7 +80,7 @@ async fn a_cut_stream_goes_on_with_its_next_token_and_yields_what_an_uncut_one_d
     // It is generated while nobody reads.
     gate.open();
     until_idle(&server.client, "").await;
-    let resumed = server.client.generate(from("cut", token)).await.unwrap();
+    let resumed = server.client.generate(from_token("cut", token)).await.unwrap();
     assert_eq!(resumed.request_id(), "cut");
     rest(resumed, &mut parts).await;
     assert_same(&parts, &whole);
@@ -132,7 +114,7 @@ async fn several_completions_are_taken_up_together_and_none_ends_twice_in_tokens
     wire.cut();
     let token = until_lost(&mut stream, &mut parts).await;
     gate.open();
-    let resumed = server.client.generate(from("cut", token)).await.unwrap();
+    let resumed = server.client.generate(from_token("cut", token)).await.unwrap();
     rest(resumed, &mut parts).await;
     assert_same(&parts, &whole);
     server.stop().await;
@@ -154,7 +136,7 @@ async fn what_was_lost_on_the_way_is_told_again() {
     for token in [0, 7, 15] {
         let mut parts = Completion::default();
         rest(
-            server.client.generate(from("cut", token)).await.unwrap(),
+            server.client.generate(from_token("cut", token)).await.unwrap(),
             &mut parts,
         )
         .await;
@@ -168,7 +150,11 @@ async fn what_was_lost_on_the_way_is_told_again() {
     }
     // Even when it has ended, its end can have been lost.
     let mut end = Completion::default();
-    let all = server.client.generate(from("cut", TOKENS.into())).await.unwrap();
+    let all = server
+        .client
+        .generate(from_token("cut", TOKENS.into()))
+        .await
+        .unwrap();
     rest(all, &mut end).await;
     assert!(end.choices[0].token_ids.is_empty() && end.choices[0].finish.is_some());
     server.stop().await;
@@ -217,7 +203,12 @@ async fn a_second_reader_takes_over_from_one_that_hangs() {
     let mut first = server.client.generate(kept("moved", TOKENS)).await.unwrap();
     gate.allow(5);
     let mut parts = read(&mut first, 3).await;
-    let second = server.connect().await.generate(from("moved", 3)).await.unwrap();
+    let second = server
+        .connect()
+        .await
+        .generate(from_token("moved", 3))
+        .await
+        .unwrap();
     let error = loop {
         match within("the end of the first", first.next()).await {
             Ok(event) => assert!(event.is_some()),
@@ -268,18 +259,18 @@ async fn another_tenant_finds_nothing_and_cannot_tell() {
             assert_eq!(said.0, Code::NotFound, "{refused:?}");
             said
         };
-        let there = refusal(stranger.generate(from("secret", token)).await);
-        let nowhere = refusal(stranger.generate(from("nothing", token)).await);
+        let there = refusal(stranger.generate(from_token("secret", token)).await);
+        let nowhere = refusal(stranger.generate(from_token("nothing", token)).await);
         assert_eq!(told("secret", there), told("nothing", nowhere));
     }
     // From the start it is a request of the stranger's own, with a prompt or without.
-    let refused = refusal(stranger.generate(from("secret", 0)).await);
+    let refused = refusal(stranger.generate(from_token("secret", 0)).await);
     assert_eq!(refused.violations[0].field, "prompt", "{refused:?}");
     gate.open();
     let theirs = stranger.generate(kept("secret", 7)).await.unwrap();
     assert_eq!(theirs.collect().await.unwrap().choices[0].token_ids.len(), 7);
     rest(
-        server.client.generate(from("secret", 3)).await.unwrap(),
+        server.client.generate(from_token("secret", 3)).await.unwrap(),
         &mut parts,
     )
     .await;
@@ -302,7 +293,7 @@ async fn a_stream_that_nobody_takes_up_in_time_is_cancelled_and_frees_its_blocks
     gate.open();
     let load = until_idle(&server.client, "").await;
     assert!(load.generated_tokens_total < 4000, "{load:?}");
-    let refused = refusal(server.client.generate(from("late", 3)).await);
+    let refused = refusal(server.client.generate(from_token("late", 3)).await);
     assert_eq!(
         (refused.code, refused.reason.as_deref()),
         (Code::NotFound, Some("STREAM_NOT_FOUND"))
@@ -336,7 +327,7 @@ async fn a_draining_server_lets_a_lost_stream_be_taken_up_and_finished() {
     // Whole before its caller is back: it is waited for all the same.
     gate.open();
     until_idle(&client, "").await;
-    let resumed = client.generate(from("drained", token)).await.unwrap();
+    let resumed = client.generate(from_token("drained", token)).await.unwrap();
     rest(resumed, &mut parts).await;
     assert_eq!(parts.choices[0].token_ids.len() as u32, TOKENS);
     drop(client);
@@ -361,7 +352,7 @@ async fn the_deadline_counts_on_while_nobody_reads() {
     // No later limit puts it off.
     let request = v1::GenerateRequest {
         time_limit_ms: Some(3_600_000),
-        ..from("timed", token)
+        ..from_token("timed", token)
     };
     let mut resumed = server.client.generate(request).await.unwrap();
     let refused = loop {
@@ -393,7 +384,7 @@ async fn whoever_takes_up_can_set_an_earlier_deadline() {
     read(&mut stream, 3).await;
     let request = v1::GenerateRequest {
         time_limit_ms: Some(50),
-        ..from("hurried", 3)
+        ..from_token("hurried", 3)
     };
     let resumed = server.client.generate(request).await.unwrap();
     let refused = refusal(within("the deadline", resumed.collect()).await);
@@ -420,7 +411,7 @@ async fn who_ends_the_call_ends_the_request_however_long_streams_are_kept() {
             drop(client);
         }
         let taken_up = async {
-            while server.client.generate(from(&id, 1)).await.is_ok() {
+            while server.client.generate(from_token(&id, 1)).await.is_ok() {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
@@ -453,7 +444,11 @@ async fn abort_ends_a_stream_that_nobody_reads() {
     server.client.abort("aborted").await.unwrap();
     gate.open();
     until_idle(&server.client, "").await;
-    let resumed = server.client.generate(from("aborted", token)).await.unwrap();
+    let resumed = server
+        .client
+        .generate(from_token("aborted", token))
+        .await
+        .unwrap();
     rest(resumed, &mut parts).await;
     let finish = parts.choices[0].finish.as_ref().unwrap();
     assert_eq!(finish.finish_reason(), v1::FinishReason::Aborted);

@@ -1,27 +1,14 @@
 //! Streams are kept within bounds, and what cannot be taken up is refused by name.
 
 use baichuan_client::{Event, v1};
-use e2e::{Fake, Gate, Setup, TestServer, Wire, refusal, text, until_gone, until_idle, until_load, within};
+use e2e::{
+    Fake, Gate, Setup, TestServer, Wire, from_token, kept, refusal, text, until_gone, until_idle, until_load,
+    within,
+};
 use tonic::Code;
 
 const LOST: &str = "baichuan_streams_lost_total";
 const KEPT: &str = "baichuan_streams_kept";
-
-fn kept(id: &str, max_tokens: u32) -> v1::GenerateRequest {
-    v1::GenerateRequest {
-        request_id: id.into(),
-        resume_from_token: Some(0),
-        ..text("Go on", max_tokens)
-    }
-}
-
-fn from(id: &str, token: u64) -> v1::GenerateRequest {
-    v1::GenerateRequest {
-        request_id: id.into(),
-        resume_from_token: Some(token),
-        ..Default::default()
-    }
-}
 
 /// Tokens told up to a delta.
 fn told(event: Option<Event>) -> Option<u64> {
@@ -57,9 +44,13 @@ async fn a_token_that_cannot_be_gone_on_from_is_refused_by_name() {
     gate.open();
     while within("the end", stream.next()).await.unwrap().is_some() {}
     let table = [
-        (from("over", 401), Code::OutOfRange, "TOKENS_NOT_TOLD"),
-        (from("over", 1), Code::FailedPrecondition, "TOKENS_FORGOTTEN"),
-        (from("nobody", 1), Code::NotFound, "STREAM_NOT_FOUND"),
+        (from_token("over", 401), Code::OutOfRange, "TOKENS_NOT_TOLD"),
+        (
+            from_token("over", 1),
+            Code::FailedPrecondition,
+            "TOKENS_FORGOTTEN",
+        ),
+        (from_token("nobody", 1), Code::NotFound, "STREAM_NOT_FOUND"),
     ];
     for (request, code, reason) in table {
         let refused = refusal(client.generate(request).await);
@@ -73,13 +64,13 @@ async fn a_token_that_cannot_be_gone_on_from_is_refused_by_name() {
             assert_eq!(refused.violations[0].field, "resume_from_token");
         }
     }
-    let inside = refusal(client.generate(from("over", 398)).await);
+    let inside = refusal(client.generate(from_token("over", 398)).await);
     assert_eq!(
         (inside.code, inside.violations[0].field.as_str()),
         (Code::InvalidArgument, "resume_from_token")
     );
     assert!(inside.message.contains("400"), "{inside:?}");
-    let bad_id = refusal(client.generate(from("no spaces", 1)).await);
+    let bad_id = refusal(client.generate(from_token("no spaces", 1)).await);
     assert_eq!(bad_id.violations[0].field, "request_id");
     let unary = refusal(client.generate_unary(kept("unary", 3)).await);
     assert_eq!(
@@ -87,7 +78,7 @@ async fn a_token_that_cannot_be_gone_on_from_is_refused_by_name() {
         (Code::InvalidArgument, "request.resume_from_token")
     );
     // What the last messages tell is there.
-    let end = client.generate(from("over", 396)).await.unwrap().collect();
+    let end = client.generate(from_token("over", 396)).await.unwrap().collect();
     assert_eq!(end.await.unwrap().choices[0].finish.as_ref().unwrap().index, 0);
     server.stop().await;
 }
@@ -109,7 +100,7 @@ async fn a_stream_that_nobody_reads_for_too_much_of_it_ends() {
     gate.open();
     let load = until_idle(&server.client, "").await;
     assert!(load.generated_tokens_total < 1000, "{load:?}");
-    let resumed = server.client.generate(from("long", 3)).await.unwrap();
+    let resumed = server.client.generate(from_token("long", 3)).await.unwrap();
     let refused = refusal(within("the end", resumed.collect()).await);
     assert_eq!(
         (refused.code, refused.reason.as_deref()),
@@ -162,9 +153,12 @@ async fn only_so_many_streams_are_kept_and_the_longest_ended_make_room() {
             .unwrap();
     }
     assert_eq!(server.metric(KEPT).await, 3.0);
-    assert_eq!(refusal(client.generate(from("a", 1)).await).code, Code::NotFound);
+    assert_eq!(
+        refusal(client.generate(from_token("a", 1)).await).code,
+        Code::NotFound
+    );
     client
-        .generate(from("b", 1))
+        .generate(from_token("b", 1))
         .await
         .unwrap()
         .collect()
@@ -252,7 +246,7 @@ async fn the_operator_can_have_every_stream_kept_or_none() {
     wire.cut();
     server.until_metric(LOST, 1.0).await;
     gate.open();
-    let rest = server.client.generate(from("plain", 1)).await.unwrap();
+    let rest = server.client.generate(from_token("plain", 1)).await.unwrap();
     assert_eq!(rest.collect().await.unwrap().choices[0].token_ids.len(), 49);
     server.stop().await;
 

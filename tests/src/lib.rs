@@ -22,7 +22,7 @@ pub use collector::{Collector, attribute};
 pub use fake::{Fake, Gate, greedy};
 pub use neighbour::Neighbour;
 pub use program::{ServerProcess, program, signal};
-pub use request::{LETTERS, chat, generate, refusal, text, tokens};
+pub use request::{LETTERS, chat, from_token, generate, kept, refusal, text, tokens};
 pub use scrape::scrape;
 pub use server::{Setup, TestServer};
 pub use wait::{held, until_gone, until_idle, until_load, until_ready, within};

@@ -12,9 +12,9 @@ use tokio::task::JoinHandle;
 use crate::wait::within;
 
 /// What the server's log says of each port, in the order in which it does.
-const GRPC: &str = "gRPC listens";
+pub(crate) const GRPC: &str = "gRPC listens";
 const ADMIN_GRPC: &str = "AdminService listens";
-const ADMIN: &str = "/metrics, /livez and /readyz listen";
+pub(crate) const ADMIN: &str = "/metrics, /livez and /readyz listen";
 
 /// The built program `name`, from the folder this test was built into; a command without this process's settings.
 ///
@@ -173,7 +173,8 @@ impl ServerProcess {
     }
 }
 
-async fn address(lines: &mut Lines<BufReader<ChildStderr>>, message: &str) -> String {
+/// The address in the first line of a server's log that has `message`.
+pub(crate) async fn address(lines: &mut Lines<BufReader<ChildStderr>>, message: &str) -> String {
     let mut before = Vec::new();
     while let Some(line) = lines.next_line().await.unwrap() {
         if line.contains(message) {

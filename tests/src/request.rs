@@ -41,6 +41,24 @@ pub fn chat(message: &str, max_tokens: u32) -> v1::GenerateRequest {
     generate(prompt::chat([prompt::message("user", message)]), max_tokens)
 }
 
+/// [`text`], to be kept under the name `id` when its connection breaks.
+pub fn kept(id: &str, max_tokens: u32) -> v1::GenerateRequest {
+    v1::GenerateRequest {
+        request_id: id.into(),
+        resume_from_token: Some(0),
+        ..text("Go on", max_tokens)
+    }
+}
+
+/// Takes the kept stream of `id` up from `token`.
+pub fn from_token(id: &str, token: u64) -> v1::GenerateRequest {
+    v1::GenerateRequest {
+        request_id: id.into(),
+        resume_from_token: Some(token),
+        ..Default::default()
+    }
+}
+
 /// What the server said when it refused.
 ///
 /// # Panics

@@ -4,13 +4,12 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use baichuan_client::{Client, ConnectOptions};
-use serde_json::Value;
-use tokio::io::{AsyncBufReadExt, BufReader, Lines};
-use tokio::process::{Child, ChildStderr, Command};
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::{Child, Command};
 use tokio::task::JoinHandle;
 
 use super::Plan;
-use crate::program::signal;
+use crate::program::{ADMIN, GRPC, address, signal};
 use crate::wait::{until_ready, within};
 
 /// A server that runs.
@@ -65,8 +64,8 @@ impl Process {
             .spawn()
             .unwrap_or_else(|error| panic!("{}: {error}", plan.server.display()));
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
-        let grpc = within("the address of gRPC", address(&mut lines, "gRPC listens")).await;
-        let admin = within("the address of /metrics", address(&mut lines, "/metrics")).await;
+        let grpc = within("the address of gRPC", address(&mut lines, GRPC)).await;
+        let admin = within("the address of /metrics", address(&mut lines, ADMIN)).await;
         let bad_lines = tokio::spawn(async move {
             let mut bad = Vec::new();
             while let Ok(Some(line)) = lines.next_line().await {
@@ -108,21 +107,4 @@ impl Process {
         let wrong = (!status.success()).then(|| format!("the server did not end well: {status}"));
         (wrong, self.bad_lines.await.unwrap())
     }
-}
-
-/// The address in the first line of a log that has `words`.
-async fn address(lines: &mut Lines<BufReader<ChildStderr>>, words: &str) -> String {
-    let mut before = Vec::new();
-    while let Some(line) = lines.next_line().await.unwrap() {
-        if line.contains(words) {
-            let event: Value = serde_json::from_str(&line).unwrap();
-            let fields = event.get("fields").unwrap_or(&event);
-            return fields["address"]
-                .as_str()
-                .expect("the event has the address")
-                .into();
-        }
-        before.push(line);
-    }
-    panic!("the server ended before it listened: {before:?}");
 }
