@@ -1,8 +1,9 @@
 //! The whole model on this machine's processor, through the real server: a child process, real sockets, the client's own
 //! `bench`. Beside it, where they are given by path, llama.cpp's `llama-bench` and chatllm.cpp, in turns.
 //!
-//! Every figure is the median of some rounds. A round measures the read bandwidth first, with nothing else running, so
-//! that a share of it is a share of what the machine gave at the time.
+//! Every figure is the median of some rounds, and every ratio the median of the rounds' own: a round measures the read
+//! bandwidth before and after it decodes, with nothing else running, so that a share of it is a share of what the
+//! machine gave at the time.
 
 mod peers;
 pub(crate) mod program;
@@ -145,44 +146,53 @@ fn measure(
         prompt_tokens: 128,
         max_tokens: 64,
     };
+    let prompt = Load {
+        streams: 1,
+        prompt_tokens: 512,
+        max_tokens: 1,
+    };
+    let several = Load {
+        streams: args.streams,
+        prompt_tokens: 32,
+        max_tokens: 48,
+    };
+    let long = Load {
+        streams: 1,
+        prompt_tokens: args.context,
+        max_tokens: 33,
+    };
     for _ in 0..args.rounds {
-        row.bandwidth.push(bandwidth.read_gb_s(threads));
+        let before = bandwidth.read_gb_s(threads);
         row.decode.push(1e3 / server.load(&one)?.between_tokens_ms);
+        row.bandwidth.push((before + bandwidth.read_gb_s(threads)) / 2.0);
         for (peer, figures) in peers.iter().zip(&mut row.peers) {
             figures.decode.push(peer.decode_tok_s()?);
         }
-        row.bandwidth.push(bandwidth.read_gb_s(threads));
-        let prompt = Load {
-            streams: 1,
-            prompt_tokens: 512,
-            max_tokens: 1,
-        };
+        if args.streams > 1 {
+            let tok_s = f64::from(args.streams) * 1e3 / server.load(&several)?.between_tokens_ms;
+            row.streams.push(tok_s);
+        }
         row.prefill.push(512e3 / server.load(&prompt)?.first_token_ms);
         for (peer, figures) in peers.iter().zip(&mut row.peers) {
             figures.prefill.push(peer.prefill_tok_s(512)?);
         }
-        if args.streams > 1 {
-            let several = Load {
-                streams: args.streams,
-                prompt_tokens: 32,
-                max_tokens: 48,
-            };
-            let tok_s = f64::from(args.streams) * 1e3 / server.load(&several)?.between_tokens_ms;
-            row.streams.push(tok_s);
+        if args.context > 0 {
+            row.long_decode.push(1e3 / server.load(&long)?.between_tokens_ms);
         }
-    }
-    if args.context > 0 {
-        let long = Load {
-            streams: 1,
-            prompt_tokens: args.context,
-            max_tokens: 33,
-        };
-        row.long_decode.push(1e3 / server.load(&long)?.between_tokens_ms);
     }
     row.peak_bytes = server.peak_bytes()?;
     row.weight_bytes = of_weights(|_| true);
+    row.cache_bytes = cache_bytes(config, args.context.max(128) as usize + 64);
     ensure!(median(&row.decode) > 0.0, "nothing was decoded");
     Ok(row)
+}
+
+/// Keys and values of so many tokens, two bytes each.
+fn cache_bytes(config: &BaichuanConfig, tokens: usize) -> u64 {
+    let layers = config.layers.iter();
+    layers
+        .map(|layer| 2 * 2 * (layer.kv_width() * tokens) as u64)
+        .sum()
 }
 
 fn peers(args: &Args, numbers: Numbers, threads: usize) -> Vec<Peer> {

@@ -188,3 +188,41 @@ fn an_input_of_the_wrong_length_is_refused() {
     let threads = Threads::new(1).unwrap();
     Matrix::from_f32(&threads, 2, 3, &[0.0; 6]).matmul(&threads, &[0.0; 5], &mut [0.0; 2]);
 }
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig { cases: 200, failure_persistence: None, ..Default::default() })]
+
+    /// Shapes nobody chose: a last row depends on its input alone, and is the product but for what is said to be rounded.
+    #[test]
+    fn a_product_of_any_shape_is_right_and_the_same_in_company(
+        (rows, cols, m) in (1_usize..80, 1_usize..700, 1_usize..30),
+        (level, n_threads) in (0_usize..crate::Level::ALL.len(), 1_usize..3),
+        seed in 1_u32..1_000_000,
+    ) {
+        let level = crate::Level::ALL[level];
+        if !level.is_available() {
+            return Ok(());
+        }
+        let threads = Threads::with_level(n_threads, level).unwrap();
+        let (w, x) = (noise(seed, rows * cols), noise(seed + 1, m * cols));
+        let quantized = GgmlFormat::ALL.into_iter().map(|format| {
+            Matrix::quantize(&threads, format, rows, cols, |row, values| {
+                values.copy_from_slice(&w[row * cols..][..cols]);
+            })
+        });
+        for matrix in matrices(&threads, rows, cols).into_iter().chain(quantized) {
+            let (mut out, mut alone) = (vec![f32::NAN; m * rows], vec![f32::NAN; rows]);
+            matrix.matmul(&threads, &x, &mut out);
+            matrix.matmul(&threads, &x[(m - 1) * cols..], &mut alone);
+            let last = &out[(m - 1) * rows..];
+            proptest::prop_assert!(last.iter().zip(&alone).all(|(a, b)| a.to_bits() == b.to_bits()));
+            // No format rounds an input by more than 1/254 of the largest of 32, which are at most one here.
+            let w = matrix.dequantize();
+            let sizes = w.chunks_exact(cols).map(|w| w.iter().map(|w| f64::from(w.abs())).sum::<f64>());
+            let exact = reference(&w, &x[(m - 1) * cols..], cols);
+            for ((got, (sum, _)), size) in last.iter().zip(exact).zip(sizes) {
+                proptest::prop_assert!((f64::from(*got) - sum).abs() <= size / 240.0 + 1e-6, "{got}, not {sum}");
+            }
+        }
+    }
+}

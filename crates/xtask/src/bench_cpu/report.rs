@@ -6,7 +6,7 @@ use super::peers::Peer;
 pub(super) struct Row {
     name: &'static str,
     token_bytes: u64,
-    /// GB/s, between the other measurements.
+    /// GB/s, the mean of before and after decoding.
     pub(super) bandwidth: Vec<f64>,
     /// Tokens a second, as all of the following.
     pub(super) decode: Vec<f64>,
@@ -18,6 +18,8 @@ pub(super) struct Row {
     pub(super) peak_bytes: u64,
     /// Of all matrices, the embedding in the format of the others.
     pub(super) weight_bytes: u64,
+    /// Keys and values of the longest sequence measured.
+    pub(super) cache_bytes: u64,
 }
 
 pub(super) struct PeerFigures {
@@ -45,49 +47,71 @@ impl Row {
             load_seconds: 0.0,
             peak_bytes: 0,
             weight_bytes: 0,
+            cache_bytes: 0,
         }
     }
 
-    /// GB/s of weights that decoding reads.
-    fn decode_gb_s(&self) -> f64 {
-        median(&self.decode) * self.token_bytes as f64 / 1e9
+    /// The share of the read bandwidth that decoding makes of reading the weights.
+    fn share(&self) -> f64 {
+        of_pairs(&self.decode, &self.bandwidth) * self.token_bytes as f64 / 1e9
     }
 
     /// All of it in a line.
     pub(super) fn line(&self) -> String {
         let decode = median(&self.decode);
         let mut line = format!(
-            "{}: decode {decode:.1} tok/s, {:.1} GB/s, {:.0} % of {:.1}; prompt {:.0} tok/s",
+            "{}: decode {decode:.1} tok/s, {:.0} % of {:.1} GB/s; prompt {:.0} tok/s",
             self.name,
-            self.decode_gb_s(),
-            100.0 * self.decode_gb_s() / median(&self.bandwidth),
+            100.0 * self.share(),
             median(&self.bandwidth),
             median(&self.prefill),
         );
-        if !self.streams.is_empty() {
-            let streams = median(&self.streams);
-            line += &format!("; streams {streams:.1} tok/s, {:.2} × one", streams / decode);
+        if let Some(streams) = self.streams() {
+            line += &format!("; streams {streams}");
         }
-        if !self.long_decode.is_empty() {
-            let long = median(&self.long_decode);
-            line += &format!("; long context {long:.1} tok/s, {:.2} × slower", decode / long);
+        if let Some(long) = self.long_context() {
+            line += &format!("; long context {long}");
         }
         for peer in &self.peers {
-            let (other_decode, other_prefill) = (median(&peer.decode), median(&peer.prefill));
             line += &format!(
-                "; {} decode {other_decode:.1} ({:.2} ×), prompt {other_prefill:.0} ({:.2} ×)",
+                "; {} decode {:.1} ({:.2} ×), prompt {:.0} ({:.2} ×)",
                 peer.name,
-                decode / other_decode,
-                median(&self.prefill) / other_prefill
+                median(&peer.decode),
+                of_pairs(&self.decode, &peer.decode),
+                median(&peer.prefill),
+                of_pairs(&self.prefill, &peer.prefill),
             );
         }
         line + &format!(
-            "; peak {:.0} MiB beside {:.0} of weights; loaded in {:.2} s",
-            self.peak_bytes as f64 / f64::from(1 << 20),
-            self.weight_bytes as f64 / f64::from(1 << 20),
+            "; peak memory {}; loaded in {:.2} s",
+            self.memory(),
             self.load_seconds
         )
     }
+
+    fn streams(&self) -> Option<String> {
+        let ratio = of_pairs(&self.streams, &self.decode);
+        let measured = !self.streams.is_empty();
+        measured.then(|| format!("{:.1} ({ratio:.2} ×)", median(&self.streams)))
+    }
+
+    fn long_context(&self) -> Option<String> {
+        let ratio = of_pairs(&self.decode, &self.long_decode);
+        let measured = !self.long_decode.is_empty();
+        measured.then(|| format!("{:.1} ({ratio:.2} × slower)", median(&self.long_decode)))
+    }
+
+    fn memory(&self) -> String {
+        let [peak, weights, cache] =
+            [self.peak_bytes, self.weight_bytes, self.cache_bytes].map(|bytes| bytes >> 20);
+        format!("{peak} MiB ({weights} of weights, {cache} of keys and values)")
+    }
+}
+
+/// The median of the rounds' ratios: what both sides of one owe to the machine at that moment falls out.
+fn of_pairs(above: &[f64], below: &[f64]) -> f64 {
+    let ratios: Vec<f64> = above.iter().zip(below).map(|(a, b)| a / b).collect();
+    median(&ratios)
 }
 
 /// The middle value; 0 of none.
@@ -101,29 +125,29 @@ pub(crate) fn median(values: &[f64]) -> f64 {
 #[expect(clippy::print_stdout, reason = "the table is this command's output")]
 pub(super) fn print(rows: &[Row]) -> anyhow::Result<()> {
     println!(
-        "| | decode, tok/s | share of read bandwidth | prompt of 512, tok/s | several streams | long context | peak memory, MiB | load, s |"
+        "| | decode, tok/s | share of read bandwidth | prompt of 512, tok/s | several streams | long context | peak memory | load, s |"
     );
     println!("|---|---|---|---|---|---|---|---|");
     for row in rows {
-        let (decode, prefill) = (median(&row.decode), median(&row.prefill));
-        let ratio = |ours: f64, of: fn(&PeerFigures) -> &Vec<f64>| -> String {
-            let each = row.peers.iter().map(|peer| (peer.name, median(of(peer))));
-            each.map(|(name, theirs)| format!("; {name} {theirs:.1}, {:.2} ×", ours / theirs))
-                .collect()
+        let beside = |ours: &[f64], of: fn(&PeerFigures) -> &Vec<f64>| -> String {
+            let each = row.peers.iter().map(|peer| (peer.name, of(peer)));
+            each.map(|(name, theirs)| {
+                format!("; {name} {:.1}, {:.2} ×", median(theirs), of_pairs(ours, theirs))
+            })
+            .collect()
         };
         println!(
-            "| {} | {decode:.1}{} | {:.0} % of {:.1} GB/s | {prefill:.0}{} | {:.1} ({:.2} ×) | {:.1} ({:.2} × slower) | {:.0} of {:.0} weights | {:.2} |",
+            "| {} | {:.1}{} | {:.0} % of {:.1} GB/s | {:.0}{} | {} | {} | {} | {:.2} |",
             row.name,
-            ratio(decode, |peer| &peer.decode),
-            100.0 * row.decode_gb_s() / median(&row.bandwidth),
+            median(&row.decode),
+            beside(&row.decode, |peer| &peer.decode),
+            100.0 * row.share(),
             median(&row.bandwidth),
-            ratio(prefill, |peer| &peer.prefill),
-            median(&row.streams),
-            median(&row.streams) / decode,
-            median(&row.long_decode),
-            decode / median(&row.long_decode),
-            row.peak_bytes as f64 / f64::from(1 << 20),
-            row.weight_bytes as f64 / f64::from(1 << 20),
+            median(&row.prefill),
+            beside(&row.prefill, |peer| &peer.prefill),
+            row.streams().unwrap_or("–".into()),
+            row.long_context().unwrap_or("–".into()),
+            row.memory(),
             row.load_seconds
         );
     }
@@ -138,5 +162,11 @@ mod tests {
     fn a_median_is_the_middle_one() {
         assert_eq!(median(&[3.0, 1.0, 2.0]), 2.0);
         assert_eq!(median(&[]), 0.0);
+    }
+
+    #[test]
+    fn a_ratio_is_the_middle_one_of_the_rounds() {
+        assert_eq!(of_pairs(&[10.0, 40.0, 30.0], &[10.0, 20.0, 10.0]), 2.0);
+        assert_eq!(of_pairs(&[], &[]), 0.0);
     }
 }
