@@ -119,7 +119,7 @@ pub(crate) trait Simd: Copy + Send + Sync {
     fn to_float(self, v: Self::I) -> Self::V;
 
     /// Sixteen sums of products of bytes for each of `M` rows of `x`: lane `r` is
-    /// `Σ codes[g][r][j] · x[g][i][j]` over `GROUPS` groups `g` of four columns `j`.
+    /// `start[i] + Σ codes[g][r][j] · x[g][i][j]` over `GROUPS` groups `g` of four columns `j`.
     ///
     /// `codes` are 0 to 15, and `GROUPS` at most 8.
     ///
@@ -129,9 +129,10 @@ pub(crate) trait Simd: Copy + Send + Sync {
         self,
         codes: *const u8,
         x: *const i8,
+        start: [i32; M],
     ) -> [Self::I; M];
 
-    /// As [`Simd::dot_u4`], for any `codes`; `x` is not -128. `x_sums` are the sums of each row's `x`.
+    /// As [`Simd::dot_u4`] from zero on, for any `codes`; `x` is not -128. `x_sums` are the sums of each row's `x`.
     ///
     /// # Safety
     /// As for [`Simd::dot_u4`], and `x_sums` is valid for reading `M` values.
@@ -151,9 +152,10 @@ pub(crate) trait Simd: Copy + Send + Sync {
         self,
         codes: [*const u8; P],
         x: *const i8,
+        start: [i32; M],
     ) -> [[Self::I; M]; P] {
         // SAFETY: passed on to the caller.
-        std::array::from_fn(|p| unsafe { self.dot_u4::<M, GROUPS>(codes[p], x) })
+        std::array::from_fn(|p| unsafe { self.dot_u4::<M, GROUPS>(codes[p], x, start) })
     }
 
     /// [`Simd::dot_i8`] for each of some panels' codes.
@@ -177,7 +179,12 @@ pub(crate) trait Simd: Copy + Send + Sync {
     /// # Safety
     /// `nibbles` is valid for reading `[4, 16, 4]` bytes, `x` for `[8, M, 4]`.
     #[inline(always)]
-    unsafe fn dot_nibbles<const M: usize>(self, nibbles: *const u8, x: *const i8) -> [Self::I; M] {
+    unsafe fn dot_nibbles<const M: usize>(
+        self,
+        nibbles: *const u8,
+        x: *const i8,
+        start: [i32; M],
+    ) -> [Self::I; M] {
         let mut codes = [0; 2 * NIBBLES];
         // SAFETY: the bytes are there, says the caller.
         let nibbles = unsafe { &*nibbles.cast::<[u8; NIBBLES]>() };
@@ -186,7 +193,7 @@ pub(crate) trait Simd: Copy + Send + Sync {
             codes[NIBBLES + i] = nibbles[i] >> 4;
         }
         // SAFETY: the codes are here, `x` is the caller's.
-        unsafe { self.dot_u4::<M, 8>(codes.as_ptr(), x) }
+        unsafe { self.dot_u4::<M, 8>(codes.as_ptr(), x, start) }
     }
 
     /// As [`Simd::dot_i8`] of four groups of codes from -32 to 31. 32 added to each, their lower four bits are halves of

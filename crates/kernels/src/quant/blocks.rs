@@ -36,6 +36,8 @@ use super::stream::{Stream, StreamOf};
 pub(crate) enum Kind {
     /// Codes from 0 to 15, `scale · code + min`, 32 columns.
     Nibbles,
+    /// Codes from 0 to 15, `scale · (code - 8)`, 32 columns.
+    Centred,
     /// Signed bytes, `scale · code`, 32 columns.
     Bytes32,
     /// Signed bytes, `scale · code`, 16 columns.
@@ -46,7 +48,7 @@ impl Kind {
     /// Columns that share a scale.
     pub(super) fn block(self) -> usize {
         match self {
-            Kind::Nibbles | Kind::Bytes32 => 32,
+            Kind::Nibbles | Kind::Centred | Kind::Bytes32 => 32,
             Kind::Bytes16 => 16,
         }
     }
@@ -254,6 +256,7 @@ impl Unpacked {
         let scale = view.scales[col / view.kind.block() * LANES + lane];
         match view.kind {
             Kind::Nibbles => scale * f32::from(code) + view.mins[col / X_BLOCK * LANES + lane],
+            Kind::Centred => scale * (f32::from(code) - f32::from(CENTRE)),
             Kind::Bytes32 | Kind::Bytes16 => scale * f32::from(code as i8),
         }
     }
@@ -262,6 +265,23 @@ impl Unpacked {
 /// Where a code lies among those of a block: `[group of 4 columns][16][4]`.
 fn code_place(col: usize, lane: usize) -> usize {
     (col / 4 * LANES + lane) * 4 + col % 4
+}
+
+/// The code that stands for zero in [`Kind::Centred`].
+const CENTRE: u8 = 8;
+
+/// What sums of products with codes start with so that they come to those with `code - CENTRE`.
+///
+/// # Safety
+/// `x_sums`, the sums of each row's `x`, is valid for reading `M` values.
+#[inline(always)]
+pub(super) unsafe fn centred<const M: usize>(x_sums: *const i32) -> [i32; M] {
+    let mut start = [0; M];
+    for i in 0..M {
+        // SAFETY: passed on to the caller.
+        start[i] = unsafe { -i32::from(CENTRE) * *x_sums.add(i) };
+    }
+    start
 }
 
 /// Bytes of a block's nibbles for sixteen rows: columns 0–15 in the lower halves, 16–31 in the upper.

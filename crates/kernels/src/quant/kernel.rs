@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::X_BLOCK;
 use super::activations::Activations;
-use super::blocks::{Kind, View};
+use super::blocks::{Kind, View, centred};
 use crate::level::Kernel;
 use crate::simd::{LANES, Simd};
 
@@ -51,26 +51,27 @@ impl<const P: usize> Kernel for IntTiles<'_, P> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         match self.w[0].kind {
-            Kind::Nibbles => self.tiles::<S, 0>(s),
-            Kind::Bytes32 => self.tiles::<S, 1>(s),
-            Kind::Bytes16 => self.tiles::<S, 2>(s),
+            Kind::Nibbles => self.tiles::<S, 0, true>(s),
+            Kind::Centred => self.tiles::<S, 0, false>(s),
+            Kind::Bytes32 => self.tiles::<S, 1, false>(s),
+            Kind::Bytes16 => self.tiles::<S, 2, false>(s),
         }
     }
 }
 
 impl<const P: usize> IntTiles<'_, P> {
-    /// `BYTES` is 0 for nibbles, or the number of blocks of bytes in 32 columns.
+    /// `BYTES` is 0 for codes below 16, or the number of blocks of bytes in 32 columns.
     #[inline(always)]
-    fn tiles<S: Simd, const BYTES: usize>(&self, s: S) {
+    fn tiles<S: Simd, const BYTES: usize, const MINS: bool>(&self, s: S) {
         for first in self.place.x_rows.clone().step_by(self.x.tile_rows) {
             // A tile is as long as it was packed, which the range of rows never cuts short.
             match self.x.tile_rows.min(self.x.m - first) {
-                1 => self.tile::<S, 1, BYTES>(s, first),
-                2 => self.tile::<S, 2, BYTES>(s, first),
-                3 => self.tile::<S, 3, BYTES>(s, first),
-                4 => self.tile::<S, 4, BYTES>(s, first),
-                5 if S::INT_ACCUMULATORS > 4 => self.tile::<S, 5, BYTES>(s, first),
-                6 if S::INT_ACCUMULATORS > 4 => self.tile::<S, 6, BYTES>(s, first),
+                1 => self.tile::<S, 1, BYTES, MINS>(s, first),
+                2 => self.tile::<S, 2, BYTES, MINS>(s, first),
+                3 => self.tile::<S, 3, BYTES, MINS>(s, first),
+                4 => self.tile::<S, 4, BYTES, MINS>(s, first),
+                5 if S::INT_ACCUMULATORS > 4 => self.tile::<S, 5, BYTES, MINS>(s, first),
+                6 if S::INT_ACCUMULATORS > 4 => self.tile::<S, 6, BYTES, MINS>(s, first),
                 n => unreachable!("a tile of {n} rows is larger than the registers"),
             }
         }
@@ -90,7 +91,7 @@ impl<const P: usize> IntTiles<'_, P> {
 
     /// Adds the products for `M` rows of `x` from `first` on.
     #[inline(always)]
-    fn tile<S: Simd, const M: usize, const BYTES: usize>(&self, s: S, first: usize) {
+    fn tile<S: Simd, const M: usize, const BYTES: usize, const MINS: bool>(&self, s: S, first: usize) {
         let n_blocks = self.w[0].n_blocks;
         let x_block = first * (self.x.cols / X_BLOCK) + self.place.first_col / X_BLOCK * M;
         let x = &self.x.codes[x_block * X_BLOCK..][..n_blocks * M * X_BLOCK];
@@ -101,7 +102,7 @@ impl<const P: usize> IntTiles<'_, P> {
         debug_assert_eq!(parts, self.x.parts);
         let codes: [&[u8]; P] = std::array::from_fn(|p| self.w[p].codes(n_blocks));
         let scales: [&[f32]; P] = std::array::from_fn(|p| &self.w[p].scales[..n_blocks * parts * LANES]);
-        let n_mins = if BYTES == 0 { n_blocks * LANES } else { 0 };
+        let n_mins = if MINS { n_blocks * LANES } else { 0 };
         let mins: [&[f32]; P] = std::array::from_fn(|p| &self.w[p].mins[..n_mins]);
 
         let mut sums = [[s.splat(0.0); M]; P];
@@ -126,15 +127,22 @@ impl<const P: usize> IntTiles<'_, P> {
                 let x = x.as_ptr().add(block * M * X_BLOCK);
                 let x_scales = x_scales.as_ptr().add(block * M);
                 if BYTES == 0 {
-                    let dots = s.dots_u4::<M, P, 8>(codes, x);
+                    let start = if MINS {
+                        [0; M]
+                    } else {
+                        centred(x_sums.as_ptr().add(block * M))
+                    };
+                    let dots = s.dots_u4::<M, P, 8>(codes, x, start);
                     let x_scaled_sums = x_scaled_sums.as_ptr().add(block * M);
                     for p in 0..P {
                         let scale = s.load(scales[p].as_ptr().add(block * LANES));
-                        let min = s.load(mins[p].as_ptr().add(block * LANES));
                         for i in 0..M {
                             let both_scales = s.mul(scale, s.splat(*x_scales.add(i)));
                             sums[p][i] = s.fma(s.to_float(dots[p][i]), both_scales, sums[p][i]);
-                            sums[p][i] = s.fma(min, s.splat(*x_scaled_sums.add(i)), sums[p][i]);
+                            if MINS {
+                                let min = s.load(mins[p].as_ptr().add(block * LANES));
+                                sums[p][i] = s.fma(min, s.splat(*x_scaled_sums.add(i)), sums[p][i]);
+                            }
                         }
                     }
                     continue;

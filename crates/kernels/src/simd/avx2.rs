@@ -198,6 +198,7 @@ impl Simd for Avx2 {
         self,
         codes: *const u8,
         x: *const i8,
+        start: [i32; M],
     ) -> [Self::I; M] {
         // Products of pairs are at most 2·15·127, so eight of them fit a 16-bit lane.
         const { assert!(GROUPS <= 8) };
@@ -219,10 +220,10 @@ impl Simd for Avx2 {
             let ones = _mm256_set1_epi16(1);
             let mut sums = [[_mm256_setzero_si256(); 2]; M];
             for i in 0..M {
-                sums[i] = [
-                    _mm256_madd_epi16(pairs[i][0], ones),
-                    _mm256_madd_epi16(pairs[i][1], ones),
-                ];
+                let start = _mm256_set1_epi32(start[i]);
+                for half in 0..2 {
+                    sums[i][half] = _mm256_add_epi32(start, _mm256_madd_epi16(pairs[i][half], ones));
+                }
             }
             sums
         }

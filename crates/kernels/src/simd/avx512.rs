@@ -204,9 +204,10 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
         self,
         codes: *const u8,
         x: *const i8,
+        start: [i32; M],
     ) -> [Self::I; M] {
         // SAFETY: passed on to the caller.
-        let [sums] = unsafe { self.dots_u4::<M, 1, GROUPS>([codes], x) };
+        let [sums] = unsafe { self.dots_u4::<M, 1, GROUPS>([codes], x, start) };
         sums
     }
 
@@ -227,10 +228,11 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
         self,
         codes: [*const u8; P],
         x: *const i8,
+        start: [i32; M],
     ) -> [[Self::I; M]; P] {
         // SAFETY: the token proves the instructions, the caller the bytes.
         unsafe {
-            let mut sums = [[_mm512_setzero_si512(); M]; P];
+            let mut sums = [start_with(start); P];
             for g in 0..GROUPS {
                 let mut w = [_mm512_setzero_si512(); P];
                 for p in 0..P {
@@ -253,13 +255,11 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
         // SAFETY: the token proves the instructions, the caller the bytes.
         unsafe {
             let offset = _mm512_set1_epi8(-128);
-            let mut sums = [[_mm512_setzero_si512(); M]; P];
+            let mut start = [0; M];
             for i in 0..M {
-                let less = _mm512_set1_epi32(-128 * *x_sums.add(i));
-                for p in 0..P {
-                    sums[p][i] = less;
-                }
+                start[i] = -128 * *x_sums.add(i);
             }
+            let mut sums = [start_with(start); P];
             for g in 0..GROUPS {
                 let mut w = [_mm512_setzero_si512(); P];
                 for p in 0..P {
@@ -272,11 +272,16 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     }
 
     #[inline(always)]
-    unsafe fn dot_nibbles<const M: usize>(self, nibbles: *const u8, x: *const i8) -> [Self::I; M] {
+    unsafe fn dot_nibbles<const M: usize>(
+        self,
+        nibbles: *const u8,
+        x: *const i8,
+        start: [i32; M],
+    ) -> [Self::I; M] {
         // SAFETY: the token proves the instructions, the caller the bytes.
         unsafe {
             let mask = _mm512_set1_epi8(15);
-            let mut sums = [_mm512_setzero_si512(); M];
+            let mut sums = start_with(start);
             for g in 0..4 {
                 let both = _mm512_loadu_si512(nibbles.add(64 * g).cast());
                 let lower = _mm512_and_si512(both, mask);
@@ -309,10 +314,11 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
                 twos,
                 _mm512_srli_epi16::<2>(twos),
             ];
-            let mut sums = [_mm512_setzero_si512(); M];
+            let mut start = [0; M];
             for i in 0..M {
-                sums[i] = _mm512_set1_epi32(-32 * *x_sums.add(i));
+                start[i] = -32 * *x_sums.add(i);
             }
+            let mut sums = start_with(start);
             for g in 0..4 {
                 let both = _mm512_loadu_si512(nibbles.add(64 * g).cast());
                 let lower = if UPPER { _mm512_srli_epi16::<4>(both) } else { both };
@@ -330,6 +336,22 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     fn prefetch(self, ptr: *const u8) {
         // SAFETY: a prefetch of any address is allowed.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(ptr.cast()) }
+    }
+}
+
+/// Each row's sums before anything is added.
+///
+/// # Safety
+/// The CPU has AVX-512 F.
+#[inline(always)]
+unsafe fn start_with<const M: usize>(start: [i32; M]) -> [__m512i; M] {
+    // SAFETY: passed on to the caller.
+    unsafe {
+        let mut sums = [_mm512_setzero_si512(); M];
+        for i in 0..M {
+            sums[i] = _mm512_set1_epi32(start[i]);
+        }
+        sums
     }
 }
 

@@ -186,9 +186,10 @@ impl Simd for Neon {
         self,
         codes: *const u8,
         x: *const i8,
+        start: [i32; M],
     ) -> [Self::I; M] {
         // SAFETY: the caller's word is that of `dots`. Codes below 16 are the same as signed bytes.
-        unsafe { dots::<M, GROUPS>(codes.cast(), x) }
+        unsafe { dots::<M, GROUPS>(codes.cast(), x, start) }
     }
 
     #[inline(always)]
@@ -199,7 +200,7 @@ impl Simd for Neon {
         _x_sums: *const i32,
     ) -> [Self::I; M] {
         // SAFETY: the caller's word is that of `dots`.
-        unsafe { dots::<M, GROUPS>(codes, x) }
+        unsafe { dots::<M, GROUPS>(codes, x, [0; M]) }
     }
 
     #[inline(always)]
@@ -209,10 +210,17 @@ impl Simd for Neon {
 /// # Safety
 /// `codes` is valid for reading `[GROUPS, 16, 4]` bytes, `x` for `[GROUPS, M, 4]`.
 #[inline(always)]
-unsafe fn dots<const M: usize, const GROUPS: usize>(codes: *const i8, x: *const i8) -> [[int32x4_t; 4]; M] {
+unsafe fn dots<const M: usize, const GROUPS: usize>(
+    codes: *const i8,
+    x: *const i8,
+    start: [i32; M],
+) -> [[int32x4_t; 4]; M] {
     // SAFETY: Advanced SIMD is part of every AArch64 CPU; the caller answers for the bytes.
     unsafe {
         let mut sums = [[vdupq_n_s32(0); 4]; M];
+        for i in 0..M {
+            sums[i] = [vdupq_n_s32(start[i]); 4];
+        }
         for g in 0..GROUPS {
             for quarter in 0..4 {
                 // Four rows of four columns.

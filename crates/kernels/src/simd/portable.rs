@@ -125,9 +125,10 @@ impl Simd for Portable {
         self,
         codes: *const u8,
         x: *const i8,
+        start: [i32; M],
     ) -> [Self::I; M] {
         // SAFETY: the caller's word is that of `dots`. Codes below 16 are the same as signed bytes.
-        unsafe { dots::<M, GROUPS>(codes.cast(), x) }
+        unsafe { dots::<M, GROUPS>(codes.cast(), x, start) }
     }
 
     #[inline(always)]
@@ -138,7 +139,7 @@ impl Simd for Portable {
         _x_sums: *const i32,
     ) -> [Self::I; M] {
         // SAFETY: the caller's word is that of `dots`.
-        unsafe { dots::<M, GROUPS>(codes, x) }
+        unsafe { dots::<M, GROUPS>(codes, x, [0; M]) }
     }
 
     #[inline(always)]
@@ -148,8 +149,12 @@ impl Simd for Portable {
 /// # Safety
 /// `codes` is valid for reading `[GROUPS, 16, 4]` bytes, `x` for `[GROUPS, M, 4]`.
 #[inline(always)]
-unsafe fn dots<const M: usize, const GROUPS: usize>(codes: *const i8, x: *const i8) -> [[i32; LANES]; M] {
-    let mut sums = [[0; LANES]; M];
+unsafe fn dots<const M: usize, const GROUPS: usize>(
+    codes: *const i8,
+    x: *const i8,
+    start: [i32; M],
+) -> [[i32; LANES]; M] {
+    let mut sums = start.map(|start| [start; LANES]);
     for g in 0..GROUPS {
         // SAFETY: in bounds, says the caller; arrays of bytes need no alignment.
         let (codes, x) = unsafe {

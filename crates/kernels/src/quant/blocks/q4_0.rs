@@ -1,6 +1,8 @@
-//! Q4_0: 32 nibbles and their scale; code 8 is zero.
+//! Q4_0: 32 nibbles and their scale; code 8 stands for zero.
 
-use super::{BLOCK_NIBBLES, GgmlBlocks, Kind, Record, pack_nibbles, put_u16, read_f16, spread_nibbles};
+use super::{
+    BLOCK_NIBBLES, GgmlBlocks, Kind, Record, centred, pack_nibbles, put_u16, read_f16, spread_nibbles,
+};
 use crate::simd::{LANES, Simd};
 
 /// Record: nibbles, then scales as f16.
@@ -10,7 +12,7 @@ pub(crate) struct Q4_0;
 const RECORD: usize = BLOCK_NIBBLES + 2 * LANES;
 
 impl Record for Q4_0 {
-    const KIND: Kind = Kind::Nibbles;
+    const KIND: Kind = Kind::Centred;
     type Head<S: Simd> = ();
 
     fn cols(&self) -> usize {
@@ -28,7 +30,7 @@ impl Record for Q4_0 {
     unsafe fn scale<S: Simd>(&self, s: S, record: *const u8, _: (), _: usize) -> (S::V, S::V) {
         // SAFETY: sixteen f16 end the record.
         let scale = unsafe { s.load_f16(record.add(BLOCK_NIBBLES).cast()) };
-        (scale, s.mul(scale, s.splat(-8.0)))
+        (scale, s.splat(0.0))
     }
 
     #[inline(always)]
@@ -38,10 +40,10 @@ impl Record for Q4_0 {
         record: *const u8,
         _: usize,
         x: *const i8,
-        _: *const i32,
+        x_sums: *const i32,
     ) -> [S::I; M] {
-        // SAFETY: nibbles start the record, `x` is the caller's.
-        unsafe { s.dot_nibbles::<M>(record, x) }
+        // SAFETY: nibbles start the record, the rest is the caller's.
+        unsafe { s.dot_nibbles::<M>(record, x, centred(x_sums)) }
     }
 
     #[inline(always)]

@@ -67,7 +67,7 @@ impl Record for Q4K {
         _: *const i32,
     ) -> [S::I; M] {
         // SAFETY: the blocks' nibbles start the record, `x` is the caller's.
-        unsafe { s.dot_nibbles::<M>(record.add(block * BLOCK_NIBBLES), x) }
+        unsafe { s.dot_nibbles::<M>(record.add(block * BLOCK_NIBBLES), x, [0; M]) }
     }
 
     #[inline(always)]
