@@ -73,11 +73,37 @@ impl<E: Element> Source<'_, E> {
     /// The rows of a tile's `positions`, each at its place in the tile; nothing in the other places.
     pub(super) fn tile(&self, unit: &Unit<'_>, positions: Range<usize>) -> TileOf<'_, E> {
         let mut rows: TileOf<'_, E> = ([&[]; TILE], [&[]; TILE]);
-        for position in positions {
-            let (k, v) = self.row(unit, position);
-            (rows.0[position % TILE], rows.1[position % TILE]) = (k, v);
+        let mut position = positions.start;
+        while position < positions.end {
+            let (k, v) = self.run(unit, position..positions.end);
+            let of_head = k
+                .chunks_exact(self.shape.head_dim)
+                .zip(v.chunks_exact(self.shape.head_dim));
+            for (k, v) in of_head {
+                (rows.0[position % TILE], rows.1[position % TILE]) = (k, v);
+                position += 1;
+            }
         }
         rows
+    }
+
+    /// As [`Self::row`] of the first of `positions`, with the rows of those after it as far as they follow in memory.
+    fn run(&self, unit: &Unit<'_>, positions: Range<usize>) -> (&[E], &[E]) {
+        let first = positions.start;
+        let limit = match unit.span.layout {
+            Layout::Paged => positions.end,
+            // A fresh row is among those of other heads.
+            Layout::Ring { .. } if first >= unit.span.start => return self.row(unit, first),
+            Layout::Ring { rows, .. } => positions
+                .end
+                .min(unit.span.start)
+                .min(first + rows - first % rows),
+        };
+        let (block, row) = place(&self.shape, unit.span, first);
+        let n_rows = (limit - first).min(self.shape.block_tokens - row);
+        let start = self.shape.offset(block, unit.kv_head, row);
+        let len = n_rows * self.shape.head_dim;
+        (&self.cache.k[start..][..len], &self.cache.v[start..][..len])
     }
 }
 
