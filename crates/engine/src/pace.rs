@@ -10,12 +10,12 @@ use crate::stats::{EngineStats, PoolStats};
 /// How many times faster than lately things may go before a refusal was wrong.
 const MARGIN: f64 = 2.0;
 
-/// How many more sequences an engine has room for, if they are like those that run.
+/// How many more sequences an engine has room for, if they are like those that run. A pool of no blocks bounds nothing.
 pub(crate) fn room(stats: &EngineStats) -> usize {
     let slots = stats.slots_total.saturating_sub(stats.slots_used);
-    let blocks = |pool: &PoolStats| match stats.slots_used {
-        0 => slots,
-        n => pool.total.saturating_sub(pool.used) * n / pool.used.max(1),
+    let blocks = |pool: &PoolStats| match (pool.total, stats.slots_used) {
+        (0, _) | (_, 0) => slots,
+        (total, n) => total.saturating_sub(pool.used) * n / pool.used.max(1),
     };
     slots.min(blocks(&stats.global)).min(blocks(&stats.window))
 }
@@ -87,6 +87,8 @@ mod tests {
             ..EngineStats::default()
         };
         assert_eq!(room(&stats), 10);
+        stats.slots_used = 4;
+        assert_eq!(room(&stats), 6);
         (stats.slots_used, stats.global, stats.window) = (4, pool(40, 100), pool(8, 100));
         assert_eq!(room(&stats), 6);
         stats.global = pool(80, 100);

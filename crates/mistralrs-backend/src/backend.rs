@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use baichuan_engine::backend::until_drained;
@@ -24,6 +25,7 @@ pub(crate) struct MistralRsBackend {
     pub(crate) inbox: Option<UnboundedSender<Command>>,
     pub(crate) stats: watch::Receiver<EngineStats>,
     pub(crate) queue: Queue,
+    pub(crate) max_wait: Option<Duration>,
     pub(crate) draining: Arc<AtomicBool>,
     pub(crate) event_buffer: usize,
     /// Whether the engine does not come back from its model.
@@ -85,8 +87,9 @@ impl Backend for MistralRsBackend {
             Request::Generate(request) => self.check_generate(request)?,
             Request::Embed(request) => self.check_embed(request)?,
         }
-        // No longest wait: how many of those that wait have a place already is mistral.rs's to know.
-        let place = self.queue.admit(&request, &self.stats.borrow(), None)?;
+        let place = self
+            .queue
+            .admit(&request, &self.stats.borrow(), self.max_wait)?;
         let (sink, stream) = EventSink::channel(self.event_buffer);
         self.send(Command::Submit(Box::new(Job {
             request,

@@ -109,6 +109,7 @@ pub(crate) fn start(plugin: &'static str, request: &LoadRequest<'_>) -> Result<M
         inbox: Some(inbox),
         stats,
         queue,
+        max_wait: request.engine.max_wait,
         draining,
         event_buffer: request.engine.event_buffer,
         stuck,

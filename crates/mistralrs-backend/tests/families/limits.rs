@@ -152,6 +152,34 @@ async fn who_comes_to_a_full_queue_is_told_when_to_come_again() {
 }
 
 #[tokio::test]
+async fn who_would_wait_too_long_is_refused() {
+    let config = EngineConfig {
+        max_wait: Some(Duration::from_millis(1)),
+        ..EngineConfig::default()
+    };
+    let backend = load_with("qwen3", &config);
+    let request = || generate(greedy(&[104, 105], 100));
+    // Learns how fast requests leave: nobody is refused before three of them have.
+    let first = [(); 4].map(|()| backend.submit(request()).unwrap());
+    for stream in first {
+        assert_eq!(one(stream).await.tokens.len(), 100);
+    }
+    until(&backend, |s| s.running == 0).await;
+    let alone = backend.submit(request()).unwrap();
+    until(&backend, |s| s.running == 1 && s.waiting == 0).await;
+    match refusal(&backend, request()) {
+        SubmitError::WaitTooLong {
+            waiting: 0,
+            wait,
+            limit,
+            ..
+        } => assert!(wait > limit),
+        other => panic!("{other}"),
+    }
+    assert_eq!(one(alone).await.tokens.len(), 100);
+}
+
+#[tokio::test]
 async fn a_reader_that_stops_is_cut_off_and_holds_up_nobody() {
     let config = EngineConfig {
         event_buffer: 4,
