@@ -52,11 +52,7 @@ impl QuantMethod for HostLinear {
                 a.dims()
             ),
         }
-        let out = host::with_values(&a.contiguous()?, |x| {
-            let mut out = vec![0.0; x.len() / n_in * n_out];
-            self.weight.matmul(&self.threads, x, &mut out);
-            out
-        })?;
+        let out = host::with_values(&a.contiguous()?, |x| self.weight.product(&self.threads, x))?;
         Tensor::from_vec(out, shape, &Device::Cpu)
     }
 

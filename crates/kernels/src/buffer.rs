@@ -73,9 +73,9 @@ impl<T: Plain> Buffer<T> {
         }
     }
 
-    /// As [`Self::zeroed`], for memory that will be written whole and then read again and again: in large pages where
-    /// the system has them, so that reading it does not wait for address translation.
-    pub(crate) fn zeroed_for_weights(len: usize) -> Self {
+    /// As [`Self::zeroed`], for memory that will be read again and again: in large pages where the system has them, so
+    /// that reading it does not wait for address translation. What is written first then takes a large page.
+    pub(crate) fn zeroed_in_large_pages(len: usize) -> Self {
         const WORTH_LARGE_PAGES: usize = 4 << 20;
         let bytes = len.saturating_mul(size_of::<T>());
         if cfg!(miri) || bytes < WORTH_LARGE_PAGES {
@@ -156,7 +156,7 @@ mod tests {
 
     #[test]
     fn a_buffer_is_zeroed_and_aligned_at_any_length() {
-        let ways = [Buffer::<f32>::zeroed, Buffer::zeroed_for_weights];
+        let ways = [Buffer::<f32>::zeroed, Buffer::zeroed_in_large_pages];
         for (len, zeroed) in [0, 1, 3, 64, 1000, (1 << 20) + 1]
             .into_iter()
             .flat_map(|len| ways.map(|way| (len, way)))

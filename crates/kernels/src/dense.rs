@@ -13,6 +13,7 @@
 
 mod weight;
 
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use crate::buffer::Buffer;
@@ -55,7 +56,7 @@ impl<E: Weight> Dense<E> {
     ) -> Self {
         let n_panels = rows.div_ceil(LANES);
         let panel_len = cols.div_ceil(E::COLUMNS) * LANES * E::COLUMNS;
-        let mut panels = Buffer::<E>::zeroed_for_weights(n_panels * panel_len);
+        let mut panels = Buffer::<E>::zeroed_in_large_pages(n_panels * panel_len);
         let packed = Shared::new(&mut panels);
         threads.for_each(n_panels, |panel| {
             // SAFETY: each panel is a part of its own of the buffer.
@@ -90,8 +91,8 @@ impl<E: Weight> Dense<E> {
         self.steps() * LANES * E::COLUMNS
     }
 
-    /// `out[i, r] = Σ x[i, c] · w[r, c]`; shapes are the caller's to check.
-    pub(crate) fn matmul(&self, threads: &Threads, x: &[f32], out: &mut [f32]) {
+    /// `out[i, r] = Σ x[i, c] · w[r, c]`, written whole; shapes are the caller's to check.
+    pub(crate) fn matmul(&self, threads: &Threads, x: &[f32], out: &mut [MaybeUninit<f32>]) {
         let m = out.len() / self.rows;
         let n_panels = self.rows.div_ceil(LANES);
         let panels_per_task = threads.share(n_panels, STREAMS, self.panel_len() * size_of::<E>());
@@ -107,7 +108,7 @@ impl<E: Weight> Dense<E> {
                     weight: self,
                     panels: panels_of(task),
                     x: &x,
-                    out: out.ptr(),
+                    out: out.ptr().cast(),
                 });
             });
             return;
@@ -125,7 +126,7 @@ impl<E: Weight> Dense<E> {
                             steps: steps.clone(),
                             x: &x,
                             x_rows: x_rows.clone(),
-                            out: out.ptr(),
+                            out: out.ptr().cast(),
                         });
                     }
                 }

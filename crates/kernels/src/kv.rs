@@ -201,8 +201,8 @@ impl KvCache {
 impl<E: Element> KeysValues<E> {
     fn zeroed(len: usize) -> Self {
         Self {
-            k: Buffer::zeroed(len),
-            v: Buffer::zeroed(len),
+            k: Buffer::zeroed_in_large_pages(len),
+            v: Buffer::zeroed_in_large_pages(len),
         }
     }
 }

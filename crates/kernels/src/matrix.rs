@@ -2,6 +2,8 @@
 
 mod make;
 
+use std::mem::MaybeUninit;
+
 use half::{bf16, f16};
 
 use crate::dense::Dense;
@@ -82,6 +84,19 @@ impl Matrix {
         }
     }
 
+    /// [`Self::matmul`] into memory of its own, which nobody fills with zeros first: `[m, rows]`.
+    ///
+    /// # Panics
+    /// If `x` is not whole rows.
+    pub fn product(&self, threads: &Threads, x: &[f32]) -> Vec<f32> {
+        let len = x.len() / self.cols() * self.rows();
+        let mut out = Vec::with_capacity(len);
+        self.write_product(threads, x, &mut out.spare_capacity_mut()[..len]);
+        // SAFETY: as many values have room, and the product has written each.
+        unsafe { out.set_len(len) };
+        out
+    }
+
     /// `out[i, r] = Σ_c x[i, c] · w[r, c]`, with `x` `[m, cols]` and `out` `[m, rows]`.
     ///
     /// A row of `out` depends on its row of `x` alone: not on `m`, not on the number of threads.
@@ -95,6 +110,13 @@ impl Matrix {
     /// # Panics
     /// If `x` is not whole rows, or `out` not as many.
     pub fn matmul(&self, threads: &Threads, x: &[f32], out: &mut [f32]) {
+        // SAFETY: the types are of one size, and what is written here is numbers.
+        let out = unsafe { std::slice::from_raw_parts_mut(out.as_mut_ptr().cast(), out.len()) };
+        self.write_product(threads, x, out);
+    }
+
+    /// Writes every value of `out`.
+    fn write_product(&self, threads: &Threads, x: &[f32], out: &mut [MaybeUninit<f32>]) {
         let (rows, cols) = (self.rows(), self.cols());
         let is_whole = x.len().is_multiple_of(cols) && x.len() / cols * rows == out.len();
         assert!(

@@ -18,7 +18,8 @@ pub struct Bandwidth {
 impl Bandwidth {
     /// Sets `bytes` of memory aside; take several times the last-level cache.
     pub fn new(bytes: usize) -> Self {
-        let mut values = Buffer::zeroed_for_weights((bytes / size_of::<f32>()).next_multiple_of(4 * LANES));
+        let mut values =
+            Buffer::zeroed_in_large_pages((bytes / size_of::<f32>()).next_multiple_of(4 * LANES));
         // Pages that were never written are all the same page of zeros.
         values.fill(1.0);
         Self { values }

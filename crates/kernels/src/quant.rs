@@ -20,6 +20,7 @@ mod format;
 mod kernel;
 mod stream;
 
+use std::mem::MaybeUninit;
 use std::ops::Deref;
 
 use crate::buffer::Buffer;
@@ -82,7 +83,7 @@ impl Quantized {
     ) -> Self {
         let panel_bytes = cols.div_ceil(blocks.cols()) * blocks.record_bytes();
         let n_panels = rows.div_ceil(LANES);
-        let mut records = Buffer::<u8>::zeroed_for_weights(n_panels * panel_bytes);
+        let mut records = Buffer::<u8>::zeroed_in_large_pages(n_panels * panel_bytes);
         let packed = Shared::new(&mut records);
         threads.for_each(n_panels, |panel| {
             // SAFETY: each panel is a part of its own of the buffer.
@@ -170,8 +171,8 @@ impl Quantized {
         }
     }
 
-    /// `out[i, r] = Σ x[i, c] · w[r, c]`; shapes are the caller's to check.
-    pub(crate) fn matmul(&self, threads: &Threads, x: &[f32], out: &mut [f32]) {
+    /// `out[i, r] = Σ x[i, c] · w[r, c]`, written whole; shapes are the caller's to check.
+    pub(crate) fn matmul(&self, threads: &Threads, x: &[f32], out: &mut [MaybeUninit<f32>]) {
         let m = out.len() / self.rows;
         let blocks = &*self.blocks;
         let few = m <= threads.run(TileRows { many: false });
@@ -214,7 +215,7 @@ impl Quantized {
                                 w: [w],
                                 x: &x,
                                 place,
-                                out: out.ptr(),
+                                out: out.ptr().cast(),
                             });
                             continue;
                         }
@@ -229,7 +230,7 @@ impl Quantized {
                             w,
                             x: &x,
                             place,
-                            out: out.ptr(),
+                            out: out.ptr().cast(),
                         });
                     }
                 }
@@ -258,7 +259,7 @@ impl Quantized {
     }
 
     /// The product with one tile of rows.
-    fn stream(&self, threads: &Threads, x: &Activations, out: &mut [f32]) {
+    fn stream(&self, threads: &Threads, x: &Activations, out: &mut [MaybeUninit<f32>]) {
         let n_panels = self.rows.div_ceil(LANES);
         let panels_per_task = threads.share(n_panels, 4, self.panel_bytes());
         let out = Shared::new(out);
@@ -269,7 +270,7 @@ impl Quantized {
                 panels,
                 rows: self.rows,
                 x,
-                out: out.ptr(),
+                out: out.ptr().cast(),
             };
             self.blocks.stream(threads.cpu(), &job);
         });

@@ -140,7 +140,11 @@ fn quantize_block(x: &[f32]) -> ([i8; X_BLOCK], f32) {
     let inverse = if largest > 0.0 { 127.0 / largest } else { 0.0 };
     // Adding this leaves no bits for a fraction; the whole number is what remains in the low bits.
     const ROUND: f32 = 12_582_912.0;
-    let codes = values.map(|x| (x * inverse + ROUND).to_bits() as i8);
+    // A loop, because an array's `map` is a function of its own, compiled without this level's instructions.
+    let mut codes = [0; X_BLOCK];
+    for (code, x) in codes.iter_mut().zip(values) {
+        *code = (x * inverse + ROUND).to_bits() as i8;
+    }
     (codes, scale)
 }
 
