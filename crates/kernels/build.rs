@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Kernel files, each one module; `src/cuda/modules.rs` embeds them by these names.
-const FILES: [&str; 9] = [
+const FILES: [&str; 10] = [
     "attention_any",
     "attention_decode",
     "attention_prefill",
@@ -15,6 +15,7 @@ const FILES: [&str; 9] = [
     "conv",
     "gemv",
     "gemv_quant",
+    "quantized",
     "rows",
     "sample",
 ];

@@ -8,18 +8,30 @@ use baichuan_kernels::GgmlFormat;
 use crate::config::BaichuanConfig;
 use crate::layout::{self, LayerSpec, Role, TensorSpec};
 
-/// The format of every matrix.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Formats {
-    /// Of matrices that the topology does not name.
-    model: Option<GgmlFormat>,
-    /// Where the topology says something else, by tensor.
-    special: BTreeMap<String, Option<GgmlFormat>>,
+/// What a device's weights may be quantised to.
+pub(crate) trait WeightFormat: Copy + PartialEq {
+    /// As mistral.rs spells it.
+    fn name(self) -> &'static str;
 }
 
-impl Formats {
+impl WeightFormat for GgmlFormat {
+    fn name(self) -> &'static str {
+        GgmlFormat::name(self)
+    }
+}
+
+/// The format of every matrix, on a device that has kernels for formats `F`.
+#[derive(Clone, Debug)]
+pub(crate) struct Formats<F = GgmlFormat> {
+    /// Of matrices that the topology does not name.
+    model: Option<F>,
+    /// Where the topology says something else, by tensor.
+    special: BTreeMap<String, Option<F>>,
+}
+
+impl<F: WeightFormat> Formats<F> {
     /// One for all, if any.
-    pub(crate) fn uniform(model: Option<GgmlFormat>) -> Self {
+    pub(crate) fn uniform(model: Option<F>) -> Self {
         Self {
             model,
             special: BTreeMap::new(),
@@ -32,9 +44,9 @@ impl Formats {
     /// A topology that names what the model has not, or cannot be.
     pub(crate) fn new(
         config: &BaichuanConfig,
-        model: Option<GgmlFormat>,
+        model: Option<F>,
         topology: &Topology,
-        format_of: impl Fn(IsqType) -> Result<GgmlFormat, LoadError>,
+        format_of: impl Fn(IsqType) -> Result<F, LoadError>,
     ) -> Result<Self, LoadError> {
         let refuse = |message: String| LoadError::Unsupported {
             key: "topology",
@@ -75,7 +87,7 @@ impl Formats {
     }
 
     /// What this matrix is quantised to.
-    pub(crate) fn of(&self, spec: &TensorSpec) -> Option<GgmlFormat> {
+    pub(crate) fn of(&self, spec: &TensorSpec) -> Option<F> {
         self.special.get(&spec.name).copied().unwrap_or(self.model)
     }
 
@@ -112,8 +124,52 @@ impl Formats {
     }
 }
 
-fn name_of(format: Option<GgmlFormat>) -> &'static str {
-    format.map_or("plain", GgmlFormat::name)
+#[cfg(feature = "cuda")]
+mod on_gpu {
+    use baichuan_kernels::cuda::QuantFormat;
+
+    use super::{BTreeMap, BaichuanConfig, Formats, LayerSpec, LoadError, WeightFormat};
+
+    impl WeightFormat for QuantFormat {
+        fn name(self) -> &'static str {
+            QuantFormat::name(self)
+        }
+    }
+
+    impl Formats<QuantFormat> {
+        /// Of these layers, which live on the host.
+        ///
+        /// # Errors
+        /// One of them is quantised to what only GPUs have kernels for.
+        pub(crate) fn on_host(
+            &self,
+            config: &BaichuanConfig,
+            layers: impl Iterator<Item = usize>,
+        ) -> Result<Formats, LoadError> {
+            let mut special = BTreeMap::new();
+            for index in layers {
+                for spec in LayerSpec::new(config, index, &config.layers[index]).into_array() {
+                    let format = match self.of(&spec) {
+                        None => None,
+                        Some(QuantFormat::Ggml(format)) => Some(format),
+                        Some(format @ QuantFormat::Fp8) => {
+                            let (isq, name) = (format.name(), spec.name);
+                            return Err(LoadError::Unsupported {
+                                key: "isq",
+                                message: format!("{isq}: {name} is on the host, which has no kernels for it"),
+                            });
+                        }
+                    };
+                    special.insert(spec.name, format);
+                }
+            }
+            Ok(Formats { model: None, special })
+        }
+    }
+}
+
+fn name_of<F: WeightFormat>(format: Option<F>) -> &'static str {
+    format.map_or("plain", F::name)
 }
 
 /// Everything that can be quantised, and of which layer it is; the head by its own name where it is tied, too.

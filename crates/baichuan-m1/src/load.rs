@@ -136,8 +136,8 @@ fn formats(config: &BaichuanConfig, options: &LoadOptions<'_>) -> Result<Formats
     }
     match (options.isq, config.quantization) {
         (_, None) => Ok(formats),
-        (None, _) => Ok(Formats::default()),
-        (Some(isq), Some(Quantization::Panels16(format))) if isq == format => Ok(Formats::default()),
+        (None, _) => Ok(Formats::uniform(None)),
+        (Some(isq), Some(Quantization::Panels16(format))) if isq == format => Ok(Formats::uniform(None)),
         (Some(isq), Some(_)) => {
             let message = format!(
                 "{}: the checkpoint is quantised already, leave it unset",

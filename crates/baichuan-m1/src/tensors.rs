@@ -11,6 +11,7 @@ mod load;
 #[cfg(feature = "metal")]
 pub(crate) mod metal;
 mod paged;
+mod reader;
 
 use std::sync::Arc;
 

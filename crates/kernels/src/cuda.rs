@@ -10,6 +10,7 @@
 //! Read in this order: [`Device`], [`Buffer`], [`StepTables`], [`Product`], [`QuantMatrix`], [`PendingNorm`], [`ConvLayer`], [`CacheShape`].
 
 mod attention;
+mod blas;
 mod conv;
 mod device;
 mod error;
@@ -31,7 +32,7 @@ pub use error::GpuError;
 pub use few::{Few, FewRows, PendingNorm};
 pub use graph::Graph;
 pub use memory::{Buffer, Pinned, Span};
-pub use product::{Output, Product, Weights};
-pub use quantized::QuantMatrix;
+pub use product::{Output, Product, Rows, Weights};
+pub use quantized::{QuantFormat, QuantMatrix};
 pub use sample::{Choice, ChoiceBuffer, Choices};
 pub use step::{Step, StepBuffer, StepTables};

@@ -16,7 +16,7 @@ use std::io::Write;
 
 use baichuan_engine::config::{CacheBudget, CacheConfig};
 use baichuan_engine::{Dtype, EngineConfig, Topology};
-use baichuan_kernels::GgmlFormat;
+use baichuan_kernels::cuda::QuantFormat;
 use baichuan_m1::config::BaichuanConfig;
 use baichuan_m1::cuda::{CudaModel, CudaOptions, Source};
 
@@ -78,7 +78,7 @@ pub(crate) fn open_quantised(
     config: &BaichuanConfig,
     source: Source<'_>,
     dtype: Dtype,
-    isq: Option<GgmlFormat>,
+    isq: Option<QuantFormat>,
     engine: &EngineConfig,
 ) -> Outcome<CudaModel> {
     let options = CudaOptions {

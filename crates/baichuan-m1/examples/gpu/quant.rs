@@ -1,86 +1,291 @@
 //! Products with quantised matrices on the device against the same numbers multiplied on the host.
 
-use baichuan_kernels::cuda::{Buffer, Device, Output, Product, QuantMatrix, Weights};
+use baichuan_kernels::cuda::{Buffer, Device, Output, Product, QuantFormat, QuantMatrix, Rows, Weights};
 use baichuan_kernels::{ElementType, GgmlFormat, Matrix, Threads};
+use half::bf16;
 
 use crate::{Outcome, say};
 
-/// Outputs and inputs; more outputs than a GPU has multiprocessors, and no multiple of anything.
-const SHAPE: (usize, usize) = (1003, 1280);
-const ROWS: [usize; 6] = [1, 5, 8, 16, 33, 100];
+/// Outputs and inputs; more outputs than a GPU has multiprocessors, and no multiple of anything but, the second time, of
+/// the sixteen that products of floats of eight bits come in.
+const SHAPES: [(usize, usize); 2] = [(1006, 1280), (1008, 1280)];
+const ROWS: [usize; 8] = [1, 5, 8, 16, 33, 48, 100, 112];
+const FORMATS: [QuantFormat; 5] = [
+    QuantFormat::Ggml(GgmlFormat::Q8_0),
+    QuantFormat::Ggml(GgmlFormat::Q4_0),
+    QuantFormat::Ggml(GgmlFormat::Q4K),
+    QuantFormat::Ggml(GgmlFormat::Q6K),
+    QuantFormat::Fp8,
+];
 
 /// A format by mistral.rs's name.
-pub(crate) fn format(name: &str) -> Outcome<GgmlFormat> {
-    match name {
-        "Q8_0" => Ok(GgmlFormat::Q8_0),
-        "Q4_0" => Ok(GgmlFormat::Q4_0),
-        "Q4K" => Ok(GgmlFormat::Q4K),
-        _ => Err(format!("{name} has no kernels on GPUs here").into()),
-    }
+pub(crate) fn format(name: &str) -> Outcome<QuantFormat> {
+    let found = FORMATS.into_iter().find(|format| format.name() == name);
+    found.ok_or_else(|| format!("{name} has no kernels on GPUs here").into())
 }
 
 /// Every format, for few rows and many: within rounding of the dequantised weights' product.
 pub(crate) fn check() -> Outcome {
     let device = Device::open(0)?;
     let threads = Threads::physical()?;
-    for format in [GgmlFormat::Q8_0, GgmlFormat::Q4_0, GgmlFormat::Q4K] {
-        let (n_out, n_in) = SHAPE;
-        let numbers = numbers(n_out * n_in, 1);
-        let mut blocks = vec![0; n_out * format.row_bytes(n_in)];
-        format.encode(&threads, n_in, &numbers, &mut blocks);
-        let matrix = QuantMatrix::zeros(&device, format, SHAPE, "a check")?;
-        let half = n_out / 2;
-        let (low, high) = blocks.split_at(half * format.row_bytes(n_in));
-        matrix.set_rows(&device, 0, low)?;
-        matrix.set_rows(&device, half, high)?;
-        let exact = Matrix::from_ggml(&threads, format, n_out, n_in, &blocks)?.dequantize();
-        let scratch = Buffer::zeros(&device, n_out * n_in * 2, "a check")?;
-        for n_rows in ROWS {
-            let x: Vec<half::bf16> = self::numbers(n_rows * n_in, 7)
-                .into_iter()
-                .map(half::bf16::from_f32)
-                .collect();
-            let on_device = Buffer::of(&device, &x, "a check")?;
-            let y = Buffer::zeros(&device, n_rows * n_out * 4, "a check")?;
-            let product = Product {
-                element: ElementType::Bf16,
-                matrix: Weights::Quantized {
-                    matrix: &matrix,
-                    scratch: scratch.all(),
-                },
-                n_out,
-                n_in,
-            };
-            device.multiply(&product, on_device.all(), y.all(), n_rows, Output::AddF32)?;
-            let y: Vec<f32> = y.all().download(&device, n_rows * n_out)?;
-            let (mut error, mut size) = (0.0, 0.0);
-            for (x, y) in x.chunks(n_in).zip(y.chunks(n_out)) {
-                for (weights, y) in exact.chunks(n_in).zip(y) {
-                    let sum: f64 = weights
-                        .iter()
-                        .zip(x)
-                        .map(|(w, x)| f64::from(*w) * x.to_f64())
-                        .sum();
-                    error += (f64::from(*y) - sum).powi(2);
-                    size += sum * sum;
-                }
-            }
-            let error = (error / size).sqrt();
-            say(format_args!(
-                "{format:?}, {n_rows} rows: error {error:.1e} of the result"
-            ))?;
-            // Exact codes and f32 sums; Q4_K's scales and minima rounded to f16; for many rows, weights to bf16.
-            let bound = match format {
-                _ if n_rows > 48 => 3e-3,
-                GgmlFormat::Q4K => 1e-3,
-                _ => 1e-5,
-            };
-            if error.is_nan() || error > bound {
-                return Err(format!("{format:?}, {n_rows} rows: {error:.1e}").into());
+    for format in FORMATS {
+        for shape in SHAPES {
+            let weights = numbers(shape.0 * shape.1, 1);
+            let checked = Checked::new(&device, &threads, format, shape, &weights)?;
+            for n_rows in ROWS {
+                checked.products(&device, &numbers(n_rows * shape.1, 7))?;
             }
         }
     }
+    // Next to one large number of each row all others are less than the least normal one; activations leave it out.
+    let shape @ (n_out, n_in) = SHAPES[0];
+    let mut weights: Vec<f32> = numbers(n_out * n_in, 1).iter().map(|x| x / 32_768.0).collect();
+    weights.iter_mut().step_by(n_in).for_each(|x| *x = 1.0);
+    let mut x = numbers(8 * n_in, 7);
+    x.iter_mut().step_by(n_in).for_each(|x| *x = 0.0);
+    say(format_args!("subnormal numbers:"))?;
+    Checked::new(&device, &threads, QuantFormat::Fp8, shape, &weights)?.products(&device, &x)?;
+    rounded_at_once(&device, &threads)
+}
+
+/// Norm and SwiGLU that round their result themselves, against those that leave it to the product.
+fn rounded_at_once(device: &Device, threads: &Threads) -> Outcome {
+    let ((n_out, width), n_rows, eps) = (SHAPES[1], 48, 1e-6);
+    let matrix = |seed, n_out| {
+        let weights = numbers(n_out * width, seed);
+        Checked::new(device, threads, QuantFormat::Fp8, (n_out, width), &weights)
+    };
+    let (gates_and_ups, last) = (matrix(3, 2 * width)?, matrix(4, n_out)?);
+    let next = last.product();
+    let plain_next = Product {
+        matrix: Weights::Plain(last.scratch.all()),
+        ..next
+    };
+    let gate_up = Product {
+        n_out: width,
+        ..gates_and_ups.product()
+    };
+    let x = Buffer::of(device, &numbers(n_rows * width, 9), "a check")?;
+    let weight = Buffer::of(device, &to_bf16(&numbers(width, 10)), "a check")?;
+    let zeros = |bytes| Buffer::zeros(device, bytes, "a check");
+    let (normed, act) = (zeros(n_rows * width * 2)?, zeros(n_rows * width * 2)?);
+    let both = zeros(n_rows * width * 4)?;
+    let mut results = Vec::new();
+    for next_of_each in [&plain_next, &next] {
+        let y = zeros(n_rows * n_out * 4)?;
+        let of_norm = device.rms_norm_for(
+            (next_of_each, n_rows),
+            x.all(),
+            weight.all(),
+            normed.all(),
+            n_rows,
+            eps,
+        )?;
+        device.multiply(&next, of_norm, y.all(), n_rows, Output::StoreF32)?;
+        let after_norm: Vec<f32> = y.all().download(device, n_rows * n_out)?;
+        let x = Rows::Plain(normed.all());
+        let of_swiglu = device.multiply_swiglu(&gate_up, x, both.all(), act.all(), (next_of_each, n_rows))?;
+        device.multiply(&next, of_swiglu, y.all(), n_rows, Output::StoreF32)?;
+        let after_swiglu: Vec<f32> = y.all().download(device, n_rows * n_out)?;
+        results.push([after_norm, after_swiglu]);
+    }
+    for (name, [apart, at_once]) in ["norm", "SwiGLU"]
+        .into_iter()
+        .zip([0, 1].map(|i| [&results[0][i], &results[1][i]]))
+    {
+        let exact: Vec<f64> = apart.iter().map(|x| f64::from(*x)).collect();
+        let error = error(&exact, at_once);
+        say(format_args!(
+            "{name} rounded at once: {error:.1e} off what is rounded apart"
+        ))?;
+        if error.is_nan() || error > 2e-3 {
+            return Err(format!("{name} rounded at once: {error:.1e}").into());
+        }
+    }
     Ok(())
+}
+
+/// A matrix, and what its numbers are.
+struct Checked {
+    format: QuantFormat,
+    matrix: QuantMatrix,
+    exact: Vec<f32>,
+    shape: (usize, usize),
+    scratch: Buffer,
+}
+
+impl Checked {
+    fn new(
+        device: &Device,
+        threads: &Threads,
+        format: QuantFormat,
+        shape @ (n_out, n_in): (usize, usize),
+        weights: &[f32],
+    ) -> Outcome<Self> {
+        let matrix = QuantMatrix::zeros(device, format, shape, "a check")?;
+        let exact = match format {
+            QuantFormat::Ggml(ggml) => {
+                let mut blocks = vec![0; n_out * ggml.row_bytes(n_in)];
+                ggml.encode(threads, n_in, weights, &mut blocks);
+                let half = n_out / 3;
+                let (low, high) = blocks.split_at(half * ggml.row_bytes(n_in));
+                matrix.set_rows(device, 0, low)?;
+                matrix.set_rows(device, half, high)?;
+                Matrix::from_ggml(threads, ggml, n_out, n_in, &blocks)?.dequantize()
+            }
+            QuantFormat::Fp8 => {
+                let weights = to_bf16(weights);
+                matrix.round(device, Buffer::of(device, &weights, "a check")?.all())?;
+                rounded(&weights, n_in)
+            }
+        };
+        Ok(Self {
+            format,
+            matrix,
+            exact,
+            shape,
+            scratch: Buffer::zeros(device, n_out * n_in * 2, "a check")?,
+        })
+    }
+
+    fn product(&self) -> Product<'_> {
+        Product {
+            element: ElementType::Bf16,
+            matrix: Weights::Quantized {
+                matrix: &self.matrix,
+                scratch: self.scratch.all(),
+            },
+            n_out: self.shape.0,
+            n_in: self.shape.1,
+        }
+    }
+
+    /// The matrix times `x`, whole rows: added, stored as f32 and as bf16, and as gates and ups.
+    fn products(&self, device: &Device, x: &[f32]) -> Outcome {
+        let (n_out, n_in) = self.shape;
+        let n_rows = x.len() / n_in;
+        let x = to_bf16(x);
+        let on_device = Buffer::of(device, &x, "a check")?;
+        let product = self.product();
+        // What the device multiplies with.
+        let rounds = self.format == QuantFormat::Fp8 && n_rows > 16 && n_rows % 16 == 0 && n_out % 16 == 0;
+        let plain = x.iter().map(|x| x.to_f32()).collect::<Vec<_>>();
+        let multiplied = if rounds { rounded(&x, n_in) } else { plain.clone() };
+        let expected = self.multiply(&multiplied);
+        // Exact codes and f32 sums; scales and minima of ggml's larger blocks rounded to f16; for many rows, weights to
+        // bf16; of floats of eight bits on both sides, the tensor cores' own sums.
+        let bound = match self.format {
+            _ if rounds => 1e-3,
+            _ if n_rows > 48 => 3e-3,
+            QuantFormat::Ggml(GgmlFormat::Q4K | GgmlFormat::Q6K) => 1e-3,
+            _ => 1e-5,
+        };
+        let mut report = String::new();
+        for output in [Output::AddF32, Output::StoreF32, Output::Store] {
+            let y = Buffer::of(device, &vec![0f32; n_rows * n_out], "a check")?;
+            device.multiply(&product, Rows::Plain(on_device.all()), y.all(), n_rows, output)?;
+            let y: Vec<f32> = match output {
+                Output::Store => from_bf16(y.all().download(device, n_rows * n_out)?),
+                Output::AddF32 | Output::StoreF32 => y.all().download(device, n_rows * n_out)?,
+            };
+            let error = error(&expected, &y);
+            report += &format!(" {error:.1e}");
+            let bound = if output == Output::Store {
+                bound + 3e-3
+            } else {
+                bound
+            };
+            if error.is_nan() || error > bound {
+                return Err(format!("{:?}, {n_rows} rows, {output:?}: {error:.1e}", self.format).into());
+            }
+        }
+        let act = Buffer::zeros(device, n_rows * n_out, "a check")?;
+        let both = Buffer::zeros(device, n_rows * n_out * 2, "a check")?;
+        let halves = Product {
+            n_out: n_out / 2,
+            ..product
+        };
+        // Nothing is multiplied with the result: it is asked for as a plain matrix takes it.
+        let plain_next = Product {
+            matrix: Weights::Plain(self.scratch.all()),
+            ..product
+        };
+        let x_rows = Rows::Plain(on_device.all());
+        let next = (&plain_next, n_rows);
+        device.multiply_swiglu(&halves, x_rows, both.all(), act.all(), next)?;
+        let act = from_bf16(act.all().download(device, n_rows * n_out / 2)?);
+        let swiglu: Vec<f64> = expected
+            .chunks(n_out)
+            .flat_map(|row| {
+                let (gates, ups) = row.split_at(n_out / 2);
+                gates.iter().zip(ups).map(|(g, u)| g / (1.0 + (-g).exp()) * u)
+            })
+            .collect();
+        let swiglu = error(&swiglu, &act);
+        let whole = if rounds {
+            format!(
+                "; activations' rounding {:.1e}",
+                error(&self.multiply(&plain), &to_f32(&expected))
+            )
+        } else {
+            String::new()
+        };
+        say(format_args!(
+            "{}, {n_out} outputs, {n_rows} rows: error{report} of the result (added, f32, bf16), SwiGLU {swiglu:.1e}{whole}",
+            self.format.name()
+        ))?;
+        if swiglu.is_nan() || swiglu > bound + 8e-3 {
+            return Err(format!("{:?}, {n_rows} rows, SwiGLU: {swiglu:.1e}", self.format).into());
+        }
+        Ok(())
+    }
+
+    fn multiply(&self, x: &[f32]) -> Vec<f64> {
+        let n_in = self.shape.1;
+        let dot = |w: &[f32], x: &[f32]| w.iter().zip(x).map(|(w, x)| f64::from(*w) * f64::from(*x)).sum();
+        x.chunks(n_in)
+            .flat_map(|x| self.exact.chunks(n_in).map(move |w| dot(w, x)))
+            .collect()
+    }
+}
+
+/// Of the result's size.
+fn error(expected: &[f64], y: &[f32]) -> f64 {
+    let (mut error, mut size) = (0.0, 0.0);
+    for (expected, y) in expected.iter().zip(y) {
+        error += (f64::from(*y) - expected).powi(2);
+        size += expected * expected;
+    }
+    (error / size).sqrt()
+}
+
+/// Each row over a factor that makes its largest number 448, rounded to the nearest float of eight bits (E4M3), ties to
+/// even, and multiplied again.
+fn rounded(x: &[bf16], width: usize) -> Vec<f32> {
+    let row = |row: &[bf16]| {
+        let most = row.iter().fold(0f32, |most, x| most.max(x.to_f32().abs()));
+        let (factor, inverse) = (most / 448.0, 448.0 / most);
+        row.iter()
+            .map(|x| {
+                let x = x.to_f32() * inverse;
+                let step = x.abs().log2().floor().max(-6.0).exp2() / 8.0;
+                ((x / step).round_ties_even() * step).clamp(-448.0, 448.0) * factor
+            })
+            .collect::<Vec<f32>>()
+    };
+    x.chunks(width).flat_map(row).collect()
+}
+
+fn to_bf16(x: &[f32]) -> Vec<bf16> {
+    x.iter().map(|x| bf16::from_f32(*x)).collect()
+}
+
+fn from_bf16(x: Vec<bf16>) -> Vec<f32> {
+    x.into_iter().map(bf16::to_f32).collect()
+}
+
+fn to_f32(x: &[f64]) -> Vec<f32> {
+    x.iter().map(|x| *x as f32).collect()
 }
 
 /// Numbers between -1 and 1, by a recurrence.

@@ -4,8 +4,7 @@
 use std::time::Instant;
 
 use baichuan_engine::{Dtype, TokenId};
-use baichuan_kernels::GgmlFormat;
-use baichuan_kernels::cuda::Buffer;
+use baichuan_kernels::cuda::{Buffer, QuantFormat};
 use baichuan_m1::cuda::{CudaModel, Source};
 use baichuan_m1::layout::{self, Role, TensorSpec};
 
@@ -27,7 +26,7 @@ const DECODES: [(&str, usize, usize); 9] = [
 const PREFILLS: [(&str, usize); 3] = [("p512", 512), ("p2048", 2048), ("p8192", 8192)];
 const STEPS: usize = 25;
 
-pub(crate) fn measure(rows: &[&str], isq: Option<GgmlFormat>) -> Outcome {
+pub(crate) fn measure(rows: &[&str], isq: Option<QuantFormat>) -> Outcome {
     let wanted = |name: &str| rows.is_empty() || rows.contains(&name);
     let config = published(40)?;
     let mut engine = engine(32, 8192 + 64, 8192, 8192);
@@ -38,7 +37,7 @@ pub(crate) fn measure(rows: &[&str], isq: Option<GgmlFormat>) -> Outcome {
     let specs = layout::all(&config);
     let read = || specs.iter().filter(|spec| spec.role != Role::Embedding);
     let n_weights = read().map(|spec| spec.n_elements() as f64).sum::<f64>();
-    let bytes = |spec: &TensorSpec| spec.n_elements() as f64 * bytes_of_weight(isq, spec.role);
+    let bytes = |spec: &TensorSpec| bytes_of(isq, spec) as f64;
     let weight_bytes = read().map(bytes).sum::<f64>();
     model.randomise_caches(5)?;
     let bandwidth = bandwidth(&model)?;
@@ -72,12 +71,11 @@ pub(crate) fn measure(rows: &[&str], isq: Option<GgmlFormat>) -> Outcome {
     Ok(())
 }
 
-/// Bytes that a weight takes on the device.
-fn bytes_of_weight(isq: Option<GgmlFormat>, role: Role) -> f64 {
-    match (isq, role) {
-        (Some(GgmlFormat::Q8_0), Role::Pack | Role::Linear | Role::Head) => 8.5 / 8.0,
-        (Some(_), Role::Pack | Role::Linear | Role::Head) => 5.0 / 8.0,
-        _ => 2.0,
+/// Bytes that a tensor takes on the device.
+fn bytes_of(isq: Option<QuantFormat>, spec: &TensorSpec) -> usize {
+    match (isq, spec.role) {
+        (Some(format), Role::Pack | Role::Linear | Role::Head) => format.bytes(spec.shape[0], spec.shape[1]),
+        _ => 2 * spec.n_elements(),
     }
 }
 

@@ -1,7 +1,8 @@
 //! The forward pass: what is issued to the device for one step.
 
 use baichuan_kernels::cuda::{
-    Attention, Chunks, ConvLayer, Few, FewRows, GpuError, Output, PendingNorm, Product, Span, Step,
+    Attention, Buffer, Chunks, ConvLayer, Few, FewRows, GpuError, Output, PendingNorm, Product, Rows, Span,
+    Step,
 };
 
 use super::memory::HEAD_ROWS;
@@ -156,7 +157,17 @@ impl CudaModel {
             y,
         };
         let x = if is_first {
-            self.issue_norm(a.x.all(), &layer.input_norm, extent.n_rows)?;
+            let (weight, shape) = (layer.input_norm.all(), (extent.n_rows, pack.n_in));
+            device.rms_norm(
+                self.element,
+                a.x.all(),
+                weight,
+                a.normed.all(),
+                None,
+                None,
+                shape,
+                norm.eps,
+            )?;
             Few::Plain(a.normed.all())
         } else {
             Few::Normed(norm)
@@ -183,8 +194,8 @@ impl CudaModel {
     ) -> Result<(), GpuError> {
         let (device, a, rows) = (&self.device, &self.activations, padded(extent.n_rows));
         let pack = self.products(layer)[0];
-        self.issue_norm(a.x.all(), &layer.input_norm, extent.n_rows)?;
-        device.multiply(&pack, a.normed.all(), a.packed.all(), rows, Output::Store)?;
+        let normed = self.issue_norm((&pack, rows), a.x.all(), &layer.input_norm, extent.n_rows)?;
+        device.multiply(&pack, normed, a.packed.all(), rows, Output::Store)?;
         self.issue_attention(step, extent, index, layer)?;
         let Some(n) = extent.ends else {
             return self.issue_rest(layer, a.attended.all(), a.x.all(), extent.n_rows);
@@ -212,10 +223,14 @@ impl CudaModel {
     ) -> Result<(), GpuError> {
         let (device, a, rows) = (&self.device, &self.activations, padded(n_rows));
         let [_, out, gate_up, down] = self.products(layer);
-        device.multiply(&out, attended, x, rows, Output::AddF32)?;
-        self.issue_norm(x, &layer.post_norm, n_rows)?;
-        device.multiply_swiglu(&gate_up, a.normed.all(), a.gate_up.all(), a.act.all(), rows)?;
-        device.multiply(&down, a.act.all(), x, rows, Output::AddF32)
+        device.multiply(&out, Rows::Plain(attended), x, rows, Output::AddF32)?;
+        let both = Product {
+            n_out: 2 * gate_up.n_out,
+            ..gate_up
+        };
+        let normed = self.issue_norm((&both, rows), x, &layer.post_norm, n_rows)?;
+        let act = device.multiply_swiglu(&gate_up, normed, a.gate_up.all(), a.act.all(), (&down, rows))?;
+        device.multiply(&down, act, x, rows, Output::AddF32)
     }
 
     /// Between the products W_pack and o_proj.
@@ -265,17 +280,16 @@ impl CudaModel {
         Ok(())
     }
 
+    /// The norm before a product.
     fn issue_norm(
         &self,
+        next: (&Product<'_>, usize),
         x: Span<'_>,
-        weight: &baichuan_kernels::cuda::Buffer,
+        weight: &Buffer,
         n_rows: usize,
-    ) -> Result<(), GpuError> {
-        let shape = (n_rows, self.config.hidden_size);
-        let eps = self.config.rms_norm_eps as f32;
-        let normed = self.activations.normed.all();
-        self.device
-            .rms_norm(self.element, x, weight.all(), normed, None, None, shape, eps)
+    ) -> Result<Rows<'_>, GpuError> {
+        let (y, eps) = (self.activations.normed.all(), self.config.rms_norm_eps as f32);
+        self.device.rms_norm_for(next, x, weight.all(), y, n_rows, eps)
     }
 
     /// Final norm of the rows `rows` names (without: of the first `n`), at most [`HEAD_ROWS`].
@@ -300,8 +314,13 @@ impl CudaModel {
         let vocab = self.config.vocab_size;
         let head = self.product(&self.weights.head, vocab, self.config.hidden_size);
         let rows = padded(n).min(HEAD_ROWS);
-        self.device
-            .multiply(&head, a.hidden.all(), a.logits.all(), rows, Output::StoreF32)?;
+        self.device.multiply(
+            &head,
+            Rows::Plain(a.hidden.all()),
+            a.logits.all(),
+            rows,
+            Output::StoreF32,
+        )?;
         self.device.argmax(a.logits.all(), a.chosen.all(), n, vocab)
     }
 }

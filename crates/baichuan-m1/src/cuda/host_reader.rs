@@ -4,7 +4,7 @@ use baichuan_engine::{Dtype, LoadProgress};
 use baichuan_kernels::{ElementType, Matrix, Threads};
 use half::bf16;
 
-use super::reader::{Quantizer, Source, Tally, distribution};
+use super::reader::{Source, Tally, distribution};
 use crate::config::BaichuanConfig;
 use crate::formats::Formats;
 use crate::layer::DecoderLayer;
@@ -24,11 +24,10 @@ impl<'a> HostReader<'a> {
     pub(super) fn new(
         source: Source<'a>,
         (dtype, element): (Dtype, ElementType),
-        quantizer: &'a Quantizer,
+        formats: &'a Formats,
         threads: &'a Threads,
         progress: &'a (dyn Fn(LoadProgress) + Sync),
     ) -> Self {
-        let formats = &quantizer.formats;
         match source {
             Source::Checkpoint(weights) => {
                 let numbers = (Some(dtype), formats);

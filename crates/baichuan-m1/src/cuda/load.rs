@@ -5,7 +5,7 @@ use baichuan_engine::model::ModelSpec;
 use baichuan_engine::{
     CacheBudget, CachePlan, Dtype, EngineConfig, IsqType, LoadError, LoadProgress, LoadRequest, Topology,
 };
-use baichuan_kernels::cuda::{Choices, Device, GpuError, StepBuffer, StepTables};
+use baichuan_kernels::cuda::{Choices, Device, GpuError, QuantFormat, StepBuffer, StepTables};
 use baichuan_kernels::{ElementType, GgmlFormat, Threads};
 
 use super::CudaModel;
@@ -32,7 +32,7 @@ pub struct CudaOptions<'a> {
     pub dtype: Dtype,
     /// What projections and the head are quantised to while they are loaded; with bf16 only. Matrices whose width the
     /// format's kernels do not take stay as they are.
-    pub isq: Option<GgmlFormat>,
+    pub isq: Option<QuantFormat>,
     /// What single layers and tensors are quantised to instead; its devices are not looked at.
     pub topology: &'a Topology,
     /// Sizes steps and caches.
@@ -47,8 +47,8 @@ struct Opened {
     /// Absent: they are drawn.
     weights: Option<Weights>,
     dtype: Dtype,
-    isq: Option<GgmlFormat>,
-    formats: Formats,
+    isq: Option<QuantFormat>,
+    formats: Formats<QuantFormat>,
 }
 
 impl Opened {
@@ -223,7 +223,7 @@ impl CudaModel {
 fn check_weights(
     config: &BaichuanConfig,
     element: ElementType,
-    formats: &Formats,
+    formats: &Formats<QuantFormat>,
     device: &Device,
 ) -> Result<(), LoadError> {
     let specs = layout::all(config);
@@ -242,20 +242,27 @@ fn check_weights(
 }
 
 /// The format that a name of mistral.rs stands for.
-fn format_of(isq: IsqType) -> Result<GgmlFormat, LoadError> {
-    match isq {
-        IsqType::Q8_0 | IsqType::Bits8 => Ok(GgmlFormat::Q8_0),
-        IsqType::Q4_0 => Ok(GgmlFormat::Q4_0),
-        IsqType::Q4K | IsqType::Bits4 => Ok(GgmlFormat::Q4K),
-        _ => Err(LoadError::Unsupported {
-            key: "isq",
-            message: format!("{isq} has no kernels on GPUs here, choose one of Q8_0, Q4K, Q4_0, 8, 4"),
-        }),
-    }
+fn format_of(isq: IsqType) -> Result<QuantFormat, LoadError> {
+    let ggml = match isq {
+        IsqType::FP8 => return Ok(QuantFormat::Fp8),
+        IsqType::Q8_0 | IsqType::Bits8 => GgmlFormat::Q8_0,
+        IsqType::Q6K | IsqType::Bits6 => GgmlFormat::Q6K,
+        IsqType::Q4K | IsqType::Bits4 => GgmlFormat::Q4K,
+        IsqType::Q4_0 => GgmlFormat::Q4_0,
+        _ => {
+            return Err(LoadError::Unsupported {
+                key: "isq",
+                message: format!(
+                    "{isq} has no kernels on GPUs here, choose one of FP8, Q8_0, Q6K, Q4K, Q4_0, 8, 6, 4"
+                ),
+            });
+        }
+    };
+    Ok(QuantFormat::Ggml(ggml))
 }
 
 /// What to quantise with.
-pub(super) fn quantizer(dtype: Dtype, formats: Formats) -> Result<Quantizer, LoadError> {
+pub(super) fn quantizer(dtype: Dtype, formats: Formats<QuantFormat>) -> Result<Quantizer, LoadError> {
     if formats.quantise() && dtype != Dtype::Bf16 {
         return Err(LoadError::Unsupported {
             key: "isq",

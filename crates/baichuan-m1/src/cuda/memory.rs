@@ -3,7 +3,9 @@
 use baichuan_engine::model::{CacheCopy, Freed};
 use baichuan_engine::{BlockId, CachePlan, EngineConfig, SlotId};
 use baichuan_kernels::ElementType;
-use baichuan_kernels::cuda::{Attention, Buffer, CacheShape, ChoiceBuffer, Device, GpuError, Pinned};
+use baichuan_kernels::cuda::{
+    Attention, Buffer, CacheShape, ChoiceBuffer, Device, GpuError, Pinned, Weights,
+};
 
 use crate::config::{BaichuanConfig, LayerShape, Span};
 
@@ -30,7 +32,7 @@ pub(super) struct Activations {
     pub(super) gate_up: Buffer,
     /// After SwiGLU, `[rows][intermediate]`.
     pub(super) act: Buffer,
-    /// Room for a layer's largest matrix in bf16, where matrices are quantised.
+    /// Room for a layer's largest matrix in bf16 or its activations in eight bits, where matrices are quantised.
     pub(super) dequantized: Buffer,
     /// Partial results of attention.
     pub(super) parts: Buffer,
@@ -73,7 +75,7 @@ impl Activations {
         let parts = config.layers.iter().map(parts).max().unwrap_or(0);
         let zeros = |bytes| Buffer::zeros(device, bytes, "the activations of a step");
         let largest = if is_quantized {
-            (2 * f).max(packed) * h * size
+            ((2 * f).max(packed) * h * size).max(Weights::rounded_bytes(rows, h.max(f)))
         } else {
             0
         };

@@ -1,8 +1,8 @@
 //! Brings weights to a GPU: from a checkpoint, or drawn there.
 
 use baichuan_engine::{Dtype, LoadProgress};
-use baichuan_kernels::cuda::{Buffer, Device, GpuError, QuantMatrix};
-use baichuan_kernels::{ElementType, Threads};
+use baichuan_kernels::cuda::{Buffer, Device, GpuError, QuantFormat, QuantMatrix};
+use baichuan_kernels::{ElementType, GgmlFormat, Threads};
 
 use super::weights::DeviceMatrix;
 use crate::formats::Formats;
@@ -53,11 +53,11 @@ pub(super) enum CudaLoadError {
 }
 
 /// Bytes that a tensor takes on the device.
-pub(super) fn bytes_of(spec: &TensorSpec, element: ElementType, formats: &Formats) -> usize {
+pub(super) fn bytes_of(spec: &TensorSpec, element: ElementType, formats: &Formats<QuantFormat>) -> usize {
     let quantised = matches!(spec.role, Role::Pack | Role::Linear | Role::Head);
     match formats.of(spec) {
-        Some(format) if quantised && QuantMatrix::suits(format, spec.shape[1]) => {
-            spec.n_elements() / 32 * QuantMatrix::bytes_of_32(format)
+        Some(format) if quantised && format.suits(spec.shape[1]) => {
+            format.bytes(spec.shape[0], spec.shape[1])
         }
         _ => spec.n_elements() * element.size(),
     }
@@ -74,9 +74,9 @@ pub(super) struct Reader<'a> {
     quantizer: &'a Quantizer,
 }
 
-/// Quantises matrices on the host.
+/// What matrices are quantised to, and where ggml's blocks are encoded: on the host. FP8 is rounded on the device.
 pub(super) struct Quantizer {
-    pub(super) formats: Formats,
+    pub(super) formats: Formats<QuantFormat>,
     pub(super) threads: Threads,
 }
 
@@ -121,11 +121,18 @@ impl<'a> Reader<'a> {
         let Some(matrix) = self.room_for_quantized(device, &specs)? else {
             return Ok(DeviceMatrix::Plain(self.stacked(device, specs)?));
         };
+        let format = match matrix.format() {
+            QuantFormat::Ggml(format) => format,
+            QuantFormat::Fp8 => {
+                matrix.round(device, self.stacked(device, specs)?.all())?;
+                return Ok(DeviceMatrix::Quantized(matrix));
+            }
+        };
         let mut first = 0;
         for spec in specs {
             if let Source::Checkpoint(weights) = self.source {
                 let stored = weights.get(spec);
-                self.encode(device, &matrix, first, spec, &stored.to_vec::<f32>()?)?;
+                self.encode(device, (&matrix, format), first, spec, &stored.to_vec::<f32>()?)?;
                 self.note(&stored);
             }
             first += spec.shape[0];
@@ -143,7 +150,7 @@ impl<'a> Reader<'a> {
         let n_in = specs[0].shape[1];
         let n_out = specs.iter().map(|spec| spec.shape[0]).sum();
         match self.quantizer.formats.of(specs[0]) {
-            Some(format) if QuantMatrix::suits(format, n_in) => {
+            Some(format) if format.suits(n_in) => {
                 QuantMatrix::zeros(device, format, (n_out, n_in), "the weights").map(Some)
             }
             _ => Ok(None),
@@ -154,12 +161,12 @@ impl<'a> Reader<'a> {
     fn encode(
         &self,
         device: &Device,
-        matrix: &QuantMatrix,
+        (matrix, format): (&QuantMatrix, GgmlFormat),
         first: usize,
         spec: &TensorSpec,
         values: &[f32],
     ) -> Result<(), GpuError> {
-        let (n_in, format) = (spec.shape[1], matrix.format());
+        let n_in = spec.shape[1];
         let mut blocks = vec![0; spec.shape[0] * format.row_bytes(n_in)];
         format.encode(&self.quantizer.threads, n_in, values, &mut blocks);
         matrix.set_rows(device, first, &blocks)
@@ -226,17 +233,28 @@ impl<'a> Reader<'a> {
             return self.matrix(device, [&own]);
         };
         let stored = weights.get(spec);
-        if let Some(matrix) = self.room_for_quantized(device, &[&own])? {
-            if let Values::F32(values) = stored.normalised(Dtype::F32)? {
-                self.encode(device, &matrix, 0, spec, &values)?;
+        let normalised = |dtype| stored.normalised(dtype);
+        let plain = || -> Result<Buffer, CudaLoadError> {
+            let buffer = Buffer::zeros(device, spec.n_elements() * self.element.size(), "the weights")?;
+            upload(device, buffer.all(), &normalised(self.dtype())?)?;
+            Ok(buffer)
+        };
+        let head = match self.room_for_quantized(device, &[&own])? {
+            None => DeviceMatrix::Plain(plain()?),
+            Some(matrix) => {
+                match matrix.format() {
+                    QuantFormat::Ggml(format) => {
+                        if let Values::F32(values) = normalised(Dtype::F32)? {
+                            self.encode(device, (&matrix, format), 0, spec, &values)?;
+                        }
+                    }
+                    QuantFormat::Fp8 => matrix.round(device, plain()?.all())?,
+                }
+                DeviceMatrix::Quantized(matrix)
             }
-            self.note(&stored);
-            return Ok(DeviceMatrix::Quantized(matrix));
-        }
-        let buffer = Buffer::zeros(device, spec.n_elements() * self.element.size(), "the weights")?;
-        upload(device, buffer.all(), &stored.normalised(self.dtype())?)?;
+        };
         self.note(&stored);
-        Ok(DeviceMatrix::Plain(buffer))
+        Ok(head)
     }
 
     /// Taps of keys, then of values, in f32.

@@ -11,6 +11,11 @@ use super::*;
 use crate::load::LoadOptions;
 use crate::model::BaichuanM1;
 
+/// What the tests of the host's model rewrite checkpoints with.
+#[path = "../../tests/model/rewrite.rs"]
+#[expect(dead_code, reason = "the rest is theirs")]
+mod rewrite;
+
 const SEQUENCES: usize = 3;
 const TOKENS: usize = 48;
 
@@ -223,12 +228,44 @@ fn mistral_rs_quantises_the_layers_or_says_what_cannot_be() {
     let engine = engine(4);
     let mut plain = tensors(folder.path(), &engine, None).unwrap();
     let expected = logits(&mut plain, 4, [&[TOKENS]; SEQUENCES]);
-    let mut quantised = tensors(folder.path(), &engine, Some(IsqType::Q8_0)).unwrap();
-    let off = farthest(&logits(&mut quantised, 4, [&[TOKENS]; SEQUENCES]), &expected);
     let largest = expected.iter().flatten().fold(0f32, |most, x| most.max(x.abs()));
-    assert!(off > 0.0 && off < 0.1 * largest, "off by {off} of {largest}");
+    for (isq, bound) in [(IsqType::Q8_0, 0.1), (IsqType::AFQ8, 0.1), (IsqType::AFQ4, 0.6)] {
+        let mut quantised = tensors(folder.path(), &engine, Some(isq)).unwrap();
+        let off = farthest(&logits(&mut quantised, 4, [&[TOKENS]; SEQUENCES]), &expected);
+        assert!(
+            off > 0.0 && off < bound * largest,
+            "{isq}: off by {off} of {largest}"
+        );
+    }
     let error = tensors(folder.path(), &engine, Some(IsqType::HQQ4))
         .err()
         .unwrap();
     assert!(error.to_string().contains("HQQ4"), "{error}");
+}
+
+#[test]
+fn checkpoints_of_mlx_load_as_they_are_and_their_head_is_not_normalised_again() {
+    let folder = tempfile::tempdir().unwrap();
+    crate::random::Recipe::new(crate::random::Preset::Tiny)
+        .write(folder.path(), &|_, _| {})
+        .unwrap();
+    let engine = engine(4);
+    for group in [32, 64, 128] {
+        let (affine, plain, lengths) = rewrite::affine(folder.path(), group);
+        let mut expected = logits(&mut host(plain.path(), &engine), 4, [&[TOKENS]; SEQUENCES]);
+        for logits in &mut expected {
+            let lengths = lengths.iter().cycle();
+            logits
+                .iter_mut()
+                .zip(lengths)
+                .for_each(|(logit, length)| *logit *= length);
+        }
+        let mut model = tensors(affine.path(), &engine, None).unwrap();
+        let off = farthest(&logits(&mut model, 4, [&[TOKENS]; SEQUENCES]), &expected);
+        assert!(off < 1e-4, "groups of {group}: off by {off}");
+        let error = tensors(affine.path(), &engine, Some(IsqType::AFQ4))
+            .err()
+            .unwrap();
+        assert!(error.to_string().contains("quantised already"), "{error}");
+    }
 }

@@ -7,9 +7,9 @@ use std::sync::Arc;
 
 use cudarc::driver::{CudaContext, CudaStream, DriverError, result, sys};
 
+use super::blas::Products;
 use super::error::{During, GpuError};
 use super::modules;
-use super::product::Products;
 
 /// Shared memory of a block that has to be asked for beyond this many bytes.
 const PLAIN_SHARED_BYTES: i32 = 48 << 10;

@@ -119,6 +119,19 @@ const NIBBLES: [Kernels; 2] = kernels! {
     16: 8 warps, 3 stages;
 };
 
+/// Likewise.
+const SIXES: [Kernels; 2] = kernels! {
+    "gemv_sixes_", 128 inputs in 112 bytes,
+    8: 8 warps, 3 stages;
+    16: 8 warps, 2 stages;
+};
+/// Likewise.
+const FLOATS: [Kernels; 2] = kernels! {
+    "gemv_floats_", 128 inputs in 128 bytes,
+    8: 8 warps, 3 stages;
+    16: 8 warps, 2 stages;
+};
+
 impl Kernels {
     fn of(p: &FewRows<'_>) -> &'static Self {
         let kernels = match p.product.matrix {
@@ -126,6 +139,8 @@ impl Kernels {
             Weights::Quantized { matrix, .. } => match matrix.codes() {
                 Codes::Bytes => &BYTES,
                 Codes::Nibbles => &NIBBLES,
+                Codes::Sixes => &SIXES,
+                Codes::Floats => &FLOATS,
             },
         };
         let found = kernels.iter().find(|kernels| kernels.most_rows >= p.n_rows);

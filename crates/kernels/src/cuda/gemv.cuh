@@ -17,7 +17,9 @@ enum Mode { STORE = 0, STORE_F32 = 1, ADD_F32 = 2, SWIGLU = 3 };
 // Mirrors `Raw` in few.rs.
 struct Gemv {
   const void *matrix;  // [n_out][n_in] in the format's codes (SWIGLU: [2 · n_out][n_in], gates before ups)
-  const void *scales;  // [n_in / K][rows of the matrix] of the format's scales; null where it has none
+  // The format's scales, [n_in / K][rows of the matrix], or a factor of each of the matrix's rows, f32; null where it
+  // has none.
+  const void *scales;
   const bf16 *x;       // [n_rows][n_in]
   void *y;             // [n_rows][n_out]
   int n_out, n_in, n_rows;
@@ -37,12 +39,14 @@ template <int PIECES> __device__ __forceinline__ uint32_t piece_at(int row, int 
   return (uint32_t)(row * PIECES + (PIECES >= 8 ? piece ^ (row & 7) : piece ^ (row / 2 & (PIECES - 1)))) * 16;
 }
 
-// A format says how many inputs are a chunk (K), how many bytes a row has of it, in codes and in scales, and how a
-// stage is multiplied: codes [TILES · 16] rows, x [COLUMNS · 8] rows, scales.
+// A format says how many inputs are a chunk (K), how many bytes a row has of it, in codes and in scales (and whatever
+// else lies beside the codes: 8 bytes or a multiple of 16), and how a stage is multiplied: codes [TILES · 16] rows, x
+// [COLUMNS · 8] rows, scales. Where ROW_UNIT is not 0, results are multiplied by it and by their matrix row's factor.
 //
 // bf16 numbers; n_in a multiple of 8.
 struct Plain {
   static constexpr int K = 64, ROW_BYTES = 128, SCALE_BYTES = 0;
+  static constexpr float ROW_UNIT = 0.f;
 
   template <int TILES, int COLUMNS>
   static __device__ __forceinline__ void multiply(float (&acc)[TILES][COLUMNS][4], uint32_t codes, uint32_t x, uint32_t) {
@@ -80,6 +84,7 @@ __device__ __forceinline__ void gemv(const Gemv &p) {
   constexpr int ROWS = Shape::ROWS, N = Shape::N, STAGE_BYTES = Shape::STAGE_BYTES, LINE = Shape::LINE;
   constexpr int OUTS = MODE == SWIGLU ? ROWS / 2 : ROWS;  // outputs of a pass
   constexpr int TURNS = (N + WARPS - 1) / WARPS;          // rows of y that a warp finishes
+  constexpr int LINES = (OUTS + 31) / 32;                 // outputs of such a row that a lane finishes
   extern __shared__ __align__(128) char shared[];         // [WARPS][STAGES] stages, then partial sums
   __shared__ float row_scale[N];
   allow_next();
@@ -108,13 +113,16 @@ __device__ __forceinline__ void gemv(const Gemv &p) {
       if ((ups ? r - OUTS : r) < n)
         copy16_stream(to + piece_at<PIECES>(r, lane % PIECES), row, at < row_bytes, policy);
     }
-    if (SCALE_BYTES > 0) {
+    if constexpr (SCALE_BYTES > 0) {
+      constexpr int AT_ONCE = SCALE_BYTES % 16 ? 8 : 16, COPIES = SCALE_BYTES / AT_ONCE;
 #pragma unroll
-      for (int r = lane; r < ROWS; r += 32) {
+      for (int i = lane; i < ROWS * COPIES; i += 32) {
+        int r = i / COPIES, part = i % COPIES * AT_ONCE;
         bool ups = MODE == SWIGLU && r >= OUTS;
         size_t row = (size_t)chunk * matrix_rows + out_first + begin + r + (ups ? p.n_out - OUTS : 0);
         if ((ups ? r - OUTS : r) < n && chunk < n_chunks)
-          copy_scales<SCALE_BYTES>(to + Shape::SCALES_AT + r * SCALE_BYTES, (const char *)p.scales + row * SCALE_BYTES);
+          copy_scales<AT_ONCE>(to + Shape::SCALES_AT + r * SCALE_BYTES + part,
+                               (const char *)p.scales + row * SCALE_BYTES + part);
       }
     }
   };
@@ -174,14 +182,24 @@ __device__ __forceinline__ void gemv(const Gemv &p) {
         Format::template multiply<TILES, COLUMNS>(acc, codes, codes + Shape::X_AT, codes + Shape::SCALES_AT);
     }
     int begin = out_first + pass_begin(pass), n_pass_outs = out_first + pass_begin(pass + 1) - begin;
-    // What is added to is fetched while partial sums are exchanged.
-    float old[TURNS][(OUTS + 31) / 32];
+    // What is added to, and rows' factors, are fetched while partial sums are exchanged.
+    float factor[2][LINES];  // of plain outputs and gates, of ups
+    if constexpr (Format::ROW_UNIT != 0.f) {
+#pragma unroll
+      for (int i = 0; i < LINES; i++) {
+        int j = i * 32 + lane;
+        const float *factors = (const float *)p.scales + begin + j;
+        factor[0][i] = j < n_pass_outs ? factors[0] * Format::ROW_UNIT : 0.f;
+        factor[1][i] = MODE == SWIGLU && j < n_pass_outs ? factors[p.n_out] * Format::ROW_UNIT : 0.f;
+      }
+    }
+    float old[TURNS][LINES];
     if (MODE == ADD_F32) {
 #pragma unroll
       for (int turn = 0; turn < TURNS; turn++) {
         int n = turn * WARPS + warp;
 #pragma unroll
-        for (int i = 0; i < (OUTS + 31) / 32; i++) {
+        for (int i = 0; i < LINES; i++) {
           int j = i * 32 + lane;
           old[turn][i] = n < p.n_rows && j < n_pass_outs ? ((float *)p.y)[(size_t)n * p.n_out + begin + j] : 0.f;
         }
@@ -209,13 +227,15 @@ __device__ __forceinline__ void gemv(const Gemv &p) {
       int n = turn * WARPS + warp;
       if (n >= p.n_rows) break;
 #pragma unroll
-      for (int i = 0; i < (OUTS + 31) / 32; i++) {
+      for (int i = 0; i < LINES; i++) {
         int j = i * 32 + lane;
         if (j >= n_pass_outs) break;
         size_t at = (size_t)n * p.n_out + begin + j;
         float v = sum(n, j);
+        if (Format::ROW_UNIT != 0.f) v *= factor[0][i];
         if (MODE == SWIGLU) {
           float up = sum(n, j + OUTS);
+          if (Format::ROW_UNIT != 0.f) up *= factor[1][i];
           ((bf16 *)p.y)[at] = __float2bfloat16_rn(v / (1.f + __expf(-v)) * up);
         }
         if (MODE == STORE) ((bf16 *)p.y)[at] = __float2bfloat16_rn(v);

@@ -94,6 +94,8 @@ pub(crate) struct RawModel {
     #[schemars(with = "Option<super::reference::DtypeText>")]
     pub(crate) cache_dtype: Option<Dtype>,
     /// What weights are quantised to as they are loaded: a type of mistral.rs, such as `"Q4K"`, or a number of bits.
+    /// Baichuan-M1 has Q8_0, Q6K, Q4K and Q4_0 on CPUs, FP8 besides on NVIDIA GPUs, AFQ2 to AFQ8 on Apple's; a type that the
+    /// device lacks is an error.
     #[schemars(with = "Option<String>", extend("x-default" = "not at all"))]
     pub(crate) isq: Option<IsqType>,
     /// Folders of LoRA adapters, as PEFT writes them, that are added to the weights as they are loaded.

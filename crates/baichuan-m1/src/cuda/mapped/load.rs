@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use baichuan_engine::model::ModelSpec;
 use baichuan_engine::{CacheBudget, CachePlan, Dtype, EngineConfig, LoadError, LoadRequest};
-use baichuan_kernels::cuda::{Buffer, Choices, Device, Pinned, StepBuffer, StepTables};
+use baichuan_kernels::cuda::{Buffer, Choices, Device, Pinned, QuantFormat, StepBuffer, StepTables};
 use baichuan_kernels::{ElementType, Threads};
 
 use super::{MappedModel, On, Stage};
@@ -43,7 +43,7 @@ impl MappedModel {
         config: &BaichuanConfig,
         source: Source<'_>,
         place: Place,
-        (dtype, formats): (Dtype, Formats),
+        (dtype, formats): (Dtype, Formats<QuantFormat>),
         threads: Threads,
     ) -> Result<(Self, blake3::Hash), LoadError> {
         let setup = Setup {
@@ -133,10 +133,12 @@ impl Setup<'_> {
         let devices: Vec<Device> = ordinals.iter().map(open).collect::<Result<_, _>>()?;
         let shard_of = |ordinal: usize| ordinals.iter().position(|o| *o == ordinal).unwrap_or(0);
         let mut reader = Reader::new(self.source, self.element, self.request.progress, &self.quantizer);
+        let of_host = (0..places.len()).filter(|index| places[*index] == Place::Host);
+        let host_formats = self.quantizer.formats.on_host(config, of_host)?;
         let mut on_host = HostReader::new(
             self.source,
             (dtype, self.element),
-            &self.quantizer,
+            &host_formats,
             &self.threads,
             self.request.progress,
         );
