@@ -62,8 +62,16 @@ def ask(client, address, prompt, options):
 
 
 def ask_for(client, address, prompt, n, options, seconds):
-    command = [client, "--server", address, "--json", "generate", prompt, "--max-tokens", str(n)]
-    command += ["--ignore-eos", "--token-ids", *options]
+    return run([client, "--server", address, "--json", "generate", prompt], n, options, seconds)
+
+
+def ask_ids(client, address, ids, n, options, seconds):
+    ids = ",".join(map(str, ids))
+    return run([client, "--server", address, "--json", "generate", "--prompt-ids", ids], n, options, seconds)
+
+
+def run(command, n, options, seconds):
+    command += ["--max-tokens", str(n), "--ignore-eos", "--token-ids", *options]
     done = subprocess.run(command, capture_output=True, text=True, timeout=seconds)
     if done.returncode != 0:
         sys.exit(f"{command}: {done.stderr}")

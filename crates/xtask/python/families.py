@@ -1,6 +1,7 @@
 """Tiny random checkpoints of other families, and what `transformers` makes of them: the goldens of mistralrs-backend.
 
 usage: families.py FOLDER
+       families.py --wide FOLDER
 
 Writes into FOLDER, each a folder with its golden.json:
   qwen2, qwen3         checkpoints that generate
@@ -9,9 +10,13 @@ Writes into FOLDER, each a folder with its golden.json:
   qwen2-lora           an adapter for qwen2, and what the two say together
   qwen2-f32.gguf and so on: the same weights as GGUF, and what those weights say once they are rounded so
 
-Needs torch 2.6, transformers 4.57, tokenizers, peft 0.21 and gguf 0.19 (PyPI). Everything is seeded: the same versions
-give the same files. Computed on a CPU in float32. Weights are drawn wide enough that the likeliest token leads clearly,
-and a golden whose lead is ever less than LEAD is refused, so that the comparison does not hang on the last bit of a sum.
+With --wide only qwen2 and qwen3, with heads of 64 numbers, the least that mistral.rs's paged attention on GPUs takes:
+for tests/gpu/families.py.
+
+Needs torch 2.6, transformers 4.57, tokenizers, peft 0.21 and gguf 0.19 (PyPI; --wide does without the last two).
+Everything is seeded: the same versions give the same files. Computed on a CPU in float32. Weights are drawn wide enough
+that the likeliest token leads clearly, and a golden whose lead is ever less than LEAD is refused, so that the
+comparison does not hang on the last bit of a sum.
 """
 
 import copy
@@ -19,10 +24,7 @@ import json
 import sys
 from pathlib import Path
 
-import gguf
 import torch
-from gguf import GGMLQuantizationType as Ggml
-from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
@@ -33,6 +35,12 @@ from transformers import (
     Qwen3Config,
     Qwen3ForCausalLM,
 )
+
+WIDE = sys.argv[1] == "--wide"
+if not WIDE:
+    import gguf
+    from gguf import GGMLQuantizationType as Ggml
+    from peft import LoraConfig, get_peft_model
 
 VOCABULARY = 264
 END, OPEN, CLOSE = 256, 257, 258
@@ -111,7 +119,8 @@ def config_of(model, kind):
     kept = ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
             "num_key_value_heads", "max_position_embeddings", "rms_norm_eps", "rope_theta", "tie_word_embeddings",
             "hidden_act", "eos_token_id"]
-    config = {key: getattr(model.config, key) for key in kept}
+    # transformers 5 keeps rope_theta elsewhere.
+    config = {key: getattr(model.config, key, SHAPE.get(key)) for key in kept}
     extra = {"head_dim": model.config.head_dim, "attention_bias": False} if kind == "qwen3" else {}
     return {
         "architectures": [type(model).__name__],
@@ -334,11 +343,16 @@ def gguf_of(root, base, kind, number):
 
 
 def main():
-    root = Path(sys.argv[1])
+    root = Path(sys.argv[-1])
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
-    qwen2 = generator(root / "qwen2", "qwen2", lambda: Qwen2ForCausalLM(Qwen2Config(**SHAPE, use_sliding_window=False)))
-    qwen3 = generator(root / "qwen3", "qwen3", lambda: Qwen3ForCausalLM(Qwen3Config(**SHAPE, head_dim=16)))
+    wider = dict(hidden_size=256, intermediate_size=512, num_attention_heads=4, num_key_value_heads=2)
+    shape = SHAPE | (wider if WIDE else {})
+    width = shape["hidden_size"] // shape["num_attention_heads"]
+    qwen2 = generator(root / "qwen2", "qwen2", lambda: Qwen2ForCausalLM(Qwen2Config(**shape, use_sliding_window=False)))
+    qwen3 = generator(root / "qwen3", "qwen3", lambda: Qwen3ForCausalLM(Qwen3Config(**shape, head_dim=width)))
+    if WIDE:
+        return
     embedder(root / "qwen3-embedding", qwen3)
     gemma(root / "embedding-gemma")
     adapter(root / "qwen2-lora", qwen2)
