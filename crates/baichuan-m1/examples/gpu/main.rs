@@ -1,5 +1,5 @@
 //! Checks and measures the model on a GPU: `gpu golden DIR`, `gpu sample [VOCABULARY…]`, `gpu agree`, `gpu agree-full`, `gpu mixed`,
-//! `gpu quant`, `gpu speed [--isq FORMAT] [ROW…]`.
+//! `gpu quant [ROWS…]`, `gpu speed [--isq FORMAT] [ROW…]`.
 //!
 //! Needs no checkpoint but the golden ones of `tests/golden`: larger weights are drawn on the device. Exits with an
 //! error at the first check that fails.
@@ -31,10 +31,10 @@ fn main() -> Outcome {
         ["agree"] => agree::small(),
         ["agree-full"] => agree::full(),
         ["mixed"] => mixed::check(),
-        ["quant"] => quant::check(),
+        ["quant", rows @ ..] => quant::check(rows),
         ["speed", "--isq", format, rows @ ..] => speed::measure(rows, Some(quant::format(format)?)),
         ["speed", rows @ ..] => speed::measure(rows, None),
-        _ => Err("usage: gpu golden DIR | sample [VOCABULARY…] | agree | agree-full | mixed | quant | speed [--isq FORMAT] [ROW…]".into()),
+        _ => Err("usage: gpu golden DIR | sample [VOCABULARY…] | agree | agree-full | mixed | quant [ROWS…] | speed [--isq FORMAT] [ROW…]".into()),
     }
 }
 

@@ -15,7 +15,7 @@ use crate::weights::WeightsError;
 
 /// Reads or draws the layers of a model whose other layers live on GPUs.
 pub(super) enum HostReader<'a> {
-    Checkpoint(Reader<'a>, &'a Threads),
+    Checkpoint(Box<Reader<'a>>, &'a Threads),
     Drawn(Drawn<'a>),
 }
 
@@ -31,7 +31,8 @@ impl<'a> HostReader<'a> {
         match source {
             Source::Checkpoint(weights) => {
                 let numbers = (Some(dtype), formats);
-                Self::Checkpoint(Reader::new(weights, numbers, threads, progress), threads)
+                let reader = Reader::new(weights, numbers, threads, progress);
+                Self::Checkpoint(Box::new(reader), threads)
             }
             Source::Random { seed } => Self::Drawn(Drawn {
                 seed,
@@ -53,7 +54,7 @@ impl<'a> HostReader<'a> {
         match self {
             Self::Checkpoint(reader, threads) => {
                 reader.swap_counts((&mut *tally.digest, &mut *tally.done));
-                let layer = threads.install(|| layer(reader, config, index, threads));
+                let layer = threads.install(|| layer(&mut **reader, config, index, threads));
                 reader.swap_counts((tally.digest, tally.done));
                 layer
             }

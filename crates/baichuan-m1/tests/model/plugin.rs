@@ -382,6 +382,19 @@ fn what_cannot_be_quantised_is_refused_and_nothing_is_overwritten() {
     assert!(out.join("tokenizer.model").is_file() && !out.join("model.safetensors.unfinished").exists());
 }
 
+#[tokio::test]
+async fn a_type_that_processors_have_no_kernels_for_is_refused_by_its_name_with_those_they_have() {
+    let dir = tempfile::tempdir().unwrap();
+    Recipe::new(Preset::Tiny).write(dir.path(), &|_, _| {}).unwrap();
+    for isq in [IsqType::FP8, IsqType::AFQ4, IsqType::Q5K] {
+        let message = quantised(dir.path(), Some(isq)).await.unwrap_err().to_string();
+        assert!(
+            message.contains(isq.name()) && message.contains("CPU") && message.contains("Q6K"),
+            "{message}"
+        );
+    }
+}
+
 #[test]
 fn a_damaged_packed_file_is_refused_by_the_name_of_the_tensor() {
     let dir = tempfile::tempdir().unwrap();

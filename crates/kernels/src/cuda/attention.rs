@@ -74,8 +74,8 @@ pub enum Chunks {
     Ends,
 }
 
-/// Blocks that keep every multiprocessor of a large GPU busy several times over, so that none waits for the last.
-const BLOCKS_WANTED: usize = 1056;
+/// Blocks that keep every multiprocessor of a large GPU busy twice over. More of them are later to start and to join.
+const BLOCKS_WANTED: usize = 528;
 const MAX_SPLITS: usize = 64;
 /// Scratch begins with counters, one for each head of each sequence.
 const COUNTERS: usize = 16 << 10;

@@ -107,10 +107,11 @@ const PLAIN: [Kernels; 2] = kernels! {
     16: 8 warps, 3 stages;
 };
 /// As instantiated in gemv_quant.cu.
-const BYTES: [Kernels; 2] = kernels! {
+const BYTES: [Kernels; 3] = kernels! {
     "gemv_bytes_", 128 inputs in 136 bytes,
     8: 8 warps, 3 stages;
     16: 8 warps, 2 stages;
+    32: 4 warps, 3 stages;
 };
 /// Likewise.
 const NIBBLES: [Kernels; 2] = kernels! {
@@ -126,15 +127,17 @@ const SIXES: [Kernels; 2] = kernels! {
     16: 8 warps, 2 stages;
 };
 /// Likewise.
-const FLOATS: [Kernels; 2] = kernels! {
+const FLOATS: [Kernels; 3] = kernels! {
     "gemv_floats_", 128 inputs in 128 bytes,
     8: 8 warps, 3 stages;
     16: 8 warps, 2 stages;
+    32: 4 warps, 3 stages;
 };
 
 impl Kernels {
-    fn of(p: &FewRows<'_>) -> &'static Self {
-        let kernels = match p.product.matrix {
+    /// Those for a matrix, by the most rows they take.
+    fn all(matrix: &Weights<'_>) -> &'static [Self] {
+        match matrix {
             Weights::Plain(_) => &PLAIN,
             Weights::Quantized { matrix, .. } => match matrix.codes() {
                 Codes::Bytes => &BYTES,
@@ -142,7 +145,11 @@ impl Kernels {
                 Codes::Sixes => &SIXES,
                 Codes::Floats => &FLOATS,
             },
-        };
+        }
+    }
+
+    fn of(p: &FewRows<'_>) -> &'static Self {
+        let kernels = Self::all(&p.product.matrix);
         let found = kernels.iter().find(|kernels| kernels.most_rows >= p.n_rows);
         found.unwrap_or(&kernels[kernels.len() - 1])
     }
@@ -156,6 +163,18 @@ impl Kernels {
 }
 
 impl Product<'_> {
+    /// Rows that one of these kernels multiplies at most.
+    pub(super) fn few_rows(&self) -> usize {
+        if self.element != ElementType::Bf16 || !self.n_in.is_multiple_of(8) {
+            return 0;
+        }
+        Kernels::all(&self.matrix)
+            .iter()
+            .map(|kernels| kernels.most_rows)
+            .max()
+            .unwrap_or(0)
+    }
+
     /// Whether [`Device::multiply_few`] and its like do this product for so many rows.
     pub fn suits_few(&self, n_rows: usize) -> bool {
         self.element == ElementType::Bf16 && n_rows <= FEW_ROWS && self.n_in.is_multiple_of(8)
@@ -213,7 +232,7 @@ impl Device {
         next: Option<(Span<'_>, &PendingNorm<'_>)>,
     ) -> Result<(), GpuError> {
         let (n_out, n_in, n_rows) = (p.product.n_out, p.product.n_in, p.n_rows);
-        assert!(p.product.suits_few(n_rows), "{n_rows} rows of {n_in} inputs");
+        assert!(n_rows <= p.product.few_rows(), "{n_rows} rows of {n_in} inputs");
         let parts = self.norm_parts();
         let (x, squares, eps) = match p.x {
             Few::Plain(x) => (x, 0, 0.0),

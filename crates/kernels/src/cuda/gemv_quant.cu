@@ -244,9 +244,11 @@ struct Floats {
   }
 GEMV(bytes, Bytes, 8, 3, 8, 3)
 GEMV(bytes, Bytes, 16, 3, 8, 2)
+GEMV(bytes, Bytes, 32, 3, 4, 3)
 GEMV(nibbles, Nibbles, 8, 3, 12, 2)
 GEMV(nibbles, Nibbles, 16, 3, 8, 3)
 GEMV(sixes, Sixes, 8, 3, 8, 3)
 GEMV(sixes, Sixes, 16, 3, 8, 2)
 GEMV(floats, Floats, 8, 3, 8, 3)
 GEMV(floats, Floats, 16, 3, 8, 2)
+GEMV(floats, Floats, 32, 3, 4, 3)

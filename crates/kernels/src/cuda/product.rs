@@ -2,7 +2,6 @@
 
 use super::blas::{Numbers, Shape};
 use super::error::GpuError;
-use super::few::FEW_ROWS;
 use super::quantized::Rounded;
 use super::{Device, Few, FewRows, QuantFormat, QuantMatrix, Span};
 use crate::ElementType;
@@ -52,11 +51,10 @@ impl Weights<'_> {
     }
 }
 
-/// Rows up to which a quantised matrix is read anew for every sixteen rows: to make bf16 of it and read that takes as
-/// long as three or four readings.
-const FEW_READINGS_ROWS: usize = 48;
+/// Rows up to which a quantised matrix is read anew for every few rows: to make bf16 of it and read that takes longer.
+const FEW_READINGS_ROWS: usize = 64;
 impl<'a> Product<'a> {
-    /// Products of sixteen rows each, or fewer.
+    /// Products of as many rows as a kernel does, or fewer.
     fn slices(
         self,
         n_rows: usize,
@@ -64,9 +62,10 @@ impl<'a> Product<'a> {
         y: Span<'a>,
         output: Output,
     ) -> impl Iterator<Item = FewRows<'a>> {
-        (0..n_rows).step_by(FEW_ROWS).map(move |first| FewRows {
+        let at_once = self.few_rows();
+        (0..n_rows).step_by(at_once.max(1)).map(move |first| FewRows {
             product: self,
-            n_rows: FEW_ROWS.min(n_rows - first),
+            n_rows: at_once.min(n_rows - first),
             x: Few::Plain(x.after(first * self.n_in * 2)),
             y: y.after(first * self.n_out * output.size(self.element)),
         })
@@ -104,19 +103,10 @@ impl Device {
         let Rows::Plain(x) = x else {
             panic!("a product of {n_rows} rows takes them as they are");
         };
-        if p.suits_few(n_rows) {
-            let x = Few::Plain(x);
-            return self.multiply_few(
-                &FewRows {
-                    product: *p,
-                    n_rows,
-                    x,
-                    y,
-                },
-                output,
-            );
-        }
         match p.matrix {
+            Weights::Plain(_) if n_rows <= p.few_rows() => p
+                .slices(n_rows, x, y, output)
+                .try_for_each(|few| self.multiply_few(&few, output)),
             Weights::Plain(matrix) => self.multiply_many(p, matrix, x, y, n_rows, output),
             // Of f32 results there are many (the head's): no room for such a matrix.
             Weights::Quantized { .. } if n_rows <= FEW_READINGS_ROWS || output == Output::StoreF32 => p
@@ -154,7 +144,7 @@ impl Device {
         let Weights::Quantized { matrix, scratch } = p.matrix else {
             return None;
         };
-        let is_whole = p.n_out.is_multiple_of(16) && n_rows.is_multiple_of(16) && n_rows > FEW_ROWS;
+        let is_whole = p.n_out.is_multiple_of(16) && n_rows.is_multiple_of(16) && n_rows > p.few_rows();
         let does = matrix.format() == QuantFormat::Fp8 && self.has_wgmma() && is_whole;
         does.then(|| {
             let rounded = Rounded {
@@ -224,12 +214,11 @@ impl Device {
             ..*p
         };
         let few = match p.matrix {
-            Weights::Plain(_) => FEW_ROWS,
+            Weights::Plain(_) => p.few_rows(),
             Weights::Quantized { .. } => FEW_READINGS_ROWS,
         };
         if let Rows::Plain(x) = x
             && n_rows <= few
-            && p.suits_few(n_rows.min(FEW_ROWS))
             && self.rounded(&both, n_rows).is_none()
         {
             p.slices(n_rows, x, act, Output::Store)
