@@ -24,6 +24,10 @@ const TILE: usize = 32;
 /// Positions whose partial result is computed on its own, so that one query's keys can be shared among threads.
 const SPLIT: usize = 256;
 
+/// Tasks that the splits of a call come to: few enough that neighbours stay together, enough that threads of unequal
+/// speed end together.
+const TASKS_PER_THREAD: usize = 16;
+
 /// Query rows that share a tile of keys while it is in the cache of the CPU.
 const ROWS_PER_UNIT: usize = 64;
 
@@ -122,12 +126,17 @@ fn attend_in<E: Element>(
             .flat_map(|(i, unit)| unit.splits().map(move |split| (i, split)))
             .collect();
         let states: Vec<std::sync::OnceLock<State>> = jobs.iter().map(|_| Default::default()).collect();
-        threads.for_each(jobs.len(), |job| {
-            let (unit, split) = jobs[job];
-            let mut state = State::new(units[unit].n_rows(attention, &shape), shape.head_dim);
-            part::compute(threads, attention, &source, &units[unit], split, &mut state);
-            // Each job sets its own.
-            let _ = states[job].set(state);
+        // Neighbours together, so that what is asked of memory beyond a split is what the same thread reads next.
+        let jobs_per_task = jobs.len().div_ceil(threads.count() * TASKS_PER_THREAD);
+        threads.for_each(jobs.len().div_ceil(jobs_per_task), |task| {
+            let first = task * jobs_per_task;
+            let of_task = jobs.iter().zip(&states).skip(first).take(jobs_per_task);
+            for (&(unit, split), result) in of_task {
+                let mut state = State::new(units[unit].n_rows(attention, &shape), shape.head_dim);
+                part::compute(threads, attention, &source, &units[unit], split, &mut state);
+                // Each job sets its own.
+                let _ = result.set(state);
+            }
         });
         threads.for_each(units.len(), |unit| {
             let mut total = State::new(units[unit].n_rows(attention, &shape), shape.head_dim);

@@ -74,6 +74,14 @@ impl Numbers {
         }
     }
 
+    /// What the matrices of a role are kept as: of a quantised model the embedding has Q8_0.
+    fn of(self, role: Role) -> Self {
+        match self {
+            Self::Ggml(_) if role == Role::Embedding => Self::Ggml(GgmlFormat::Q8_0),
+            numbers => numbers,
+        }
+    }
+
     fn bytes(self, rows: usize, cols: usize) -> u64 {
         match self {
             Self::Bf16 => 2 * (rows * cols) as u64,
@@ -127,14 +135,15 @@ fn measure(
     (threads, bandwidth): (&Threads, &Bandwidth),
 ) -> anyhow::Result<Row> {
     let peers = peers(args, numbers, threads.count());
-    let server = programs.serve(&args.model, numbers, args.context.max(2048), args.streams)?;
+    let context = args.context.max(2048);
+    let server = programs.serve(&args.model, numbers, context, args.streams)?;
     let of_weights = |role_counts: fn(Role) -> bool| -> u64 {
         let specs = layout::all(config)
             .into_iter()
             .filter(|spec| role_counts(spec.role));
         specs
-            .filter_map(|spec| spec.matrix())
-            .map(|(rows, cols)| numbers.bytes(rows, cols))
+            .filter_map(|spec| Some((numbers.of(spec.role), spec.matrix()?)))
+            .map(|(numbers, (rows, cols))| numbers.bytes(rows, cols))
             .sum()
     };
     // A token looks up one row of the embedding and reads everything else.
@@ -182,17 +191,15 @@ fn measure(
     }
     row.peak_bytes = server.peak_bytes()?;
     row.weight_bytes = of_weights(|_| true);
-    row.cache_bytes = cache_bytes(config, args.context.max(128) as usize + 64);
+    row.cache_bytes = cache_bytes(config, program::cache_tokens(context, args.streams));
     ensure!(median(&row.decode) > 0.0, "nothing was decoded");
     Ok(row)
 }
 
 /// Keys and values of so many tokens, two bytes each.
-fn cache_bytes(config: &BaichuanConfig, tokens: usize) -> u64 {
-    let layers = config.layers.iter();
-    layers
-        .map(|layer| 2 * 2 * (layer.kv_width() * tokens) as u64)
-        .sum()
+fn cache_bytes(config: &BaichuanConfig, tokens: u32) -> u64 {
+    let widths = config.layers.iter().map(|layer| layer.kv_width() as u64);
+    widths.map(|width| 2 * 2 * width * u64::from(tokens)).sum()
 }
 
 fn peers(args: &Args, numbers: Numbers, threads: usize) -> Vec<Peer> {

@@ -125,27 +125,26 @@ fn in_place<E: Element>(
     let group = attention.q_heads / source.shape.kv_heads;
     let start = unit.query(attention, &source.shape, unit.tokens.start);
     let queries = &attention.q[start..][..group * source.shape.head_dim];
+    let visible = unit.visible(unit.tokens.start);
     let mut scores = Buffer::zeroed(group * TILE);
     let mut rows = source.tile(unit, of_tile(&seen, seen.start / TILE));
     for tile in seen.start / TILE..seen.end.div_ceil(TILE) {
-        let next = match of_tile(&seen, tile + 1) {
+        // Of the next split too: whoever is here goes on there.
+        let next = match of_tile(&visible, tile + 1) {
             positions if positions.is_empty() => rows,
             positions => source.tile(unit, positions),
         };
-        let row_bytes = size_of::<E>() * source.shape.head_dim;
         threads.run(TileOfKeys {
             unit,
             tile,
             queries,
             k: InPlace {
-                rows: rows.0,
-                ahead: next.0,
-                row_bytes,
+                rows: &rows.0,
+                ahead: &next.0,
             },
             v: InPlace {
-                rows: rows.1,
-                ahead: next.1,
-                row_bytes,
+                rows: &rows.1,
+                ahead: &next.1,
             },
             scale: attention.scale,
             scores: &mut scores,

@@ -12,9 +12,10 @@ pub(super) trait TileRows {
     /// `row` is one of the tile's that some query sees, and `i` the start of a whole vector of it.
     unsafe fn load<S: Simd>(&self, s: S, row: usize, i: usize) -> S::V;
 
-    /// Asks memory for what follows the tile at the place of `row`, so that it is there when it is read.
+    /// Asks memory for what the next tile has at the place of `row`, `n` values from `i` on, so that it is there when it
+    /// is read. A few lines between some arithmetic: more at once would make loads wait.
     #[inline(always)]
-    fn ask_ahead<S: Simd>(&self, _s: S, _row: usize) {}
+    fn ask_ahead<S: Simd>(&self, _s: S, _row: usize, _i: usize, _n: usize) {}
 }
 
 /// Rows of f32, padded to whole vectors: `[TILE, width]`.
@@ -34,9 +35,8 @@ impl TileRows for Padded<'_> {
 
 /// Rows where the cache has them, and those of the tile after them.
 pub(super) struct InPlace<'a, E> {
-    pub(super) rows: [&'a [E]; TILE],
-    pub(super) ahead: [&'a [E]; TILE],
-    pub(super) row_bytes: usize,
+    pub(super) rows: &'a [&'a [E]; TILE],
+    pub(super) ahead: &'a [&'a [E]; TILE],
 }
 
 impl<E: Element> TileRows for InPlace<'_, E> {
@@ -48,10 +48,11 @@ impl<E: Element> TileRows for InPlace<'_, E> {
     }
 
     #[inline(always)]
-    fn ask_ahead<S: Simd>(&self, s: S, row: usize) {
+    fn ask_ahead<S: Simd>(&self, s: S, row: usize, i: usize, n: usize) {
         const LINE: usize = 64;
         let row = self.ahead[row].as_ptr().cast::<u8>();
-        for line in (0..self.row_bytes).step_by(LINE) {
+        let (start, end) = (i * size_of::<E>(), (i + n) * size_of::<E>());
+        for line in (start.next_multiple_of(LINE)..end).step_by(LINE) {
             s.prefetch(row.wrapping_add(line));
         }
     }

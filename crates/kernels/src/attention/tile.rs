@@ -72,39 +72,55 @@ impl<R: TileRows> Score<'_, R> {
         let mut head = 0;
         while head < heads {
             let n = (heads - head).min(most);
-            let (q, scores) = (&q[head * self.width..], &mut scores[head * TILE..]);
+            let (q, scores, asks) = (&q[head * self.width..], &mut scores[head * TILE..], head == 0);
             match n {
-                1 => self.all_keys::<S, 1, 4>(s, q, scores),
-                2 => self.all_keys::<S, 2, 4>(s, q, scores),
-                3 if S::ACCUMULATORS < 12 => self.all_keys::<S, 3, 2>(s, q, scores),
-                3 => self.all_keys::<S, 3, 4>(s, q, scores),
-                4 => self.all_keys::<S, 4, 4>(s, q, scores),
-                _ => self.all_keys::<S, 5, 4>(s, q, scores),
+                1 => self.all_keys::<S, 1, 4>(s, q, scores, asks),
+                2 => self.all_keys::<S, 2, 4>(s, q, scores, asks),
+                3 if S::ACCUMULATORS < 12 => self.all_keys::<S, 3, 2>(s, q, scores, asks),
+                3 => self.all_keys::<S, 3, 4>(s, q, scores, asks),
+                4 => self.all_keys::<S, 4, 4>(s, q, scores, asks),
+                _ => self.all_keys::<S, 5, 4>(s, q, scores, asks),
             }
             head += n;
         }
     }
 
-    /// `H` heads times all keys, `K` of them at a time.
+    /// `H` heads times all keys, `K` of them at a time; asks for the next tile's meanwhile, if so.
     #[inline(always)]
-    fn all_keys<S: Simd, const H: usize, const K: usize>(&self, s: S, q: &[f32], scores: &mut [f32]) {
+    fn all_keys<S: Simd, const H: usize, const K: usize>(
+        &self,
+        s: S,
+        q: &[f32],
+        scores: &mut [f32],
+        asks: bool,
+    ) {
         let mut key = self.keys.start;
         while key + K <= self.keys.end {
-            self.dots::<S, H, K>(s, q, key, scores);
+            self.dots::<S, H, K>(s, q, key, scores, asks);
             key += K;
         }
         for key in key..self.keys.end {
-            self.dots::<S, H, 1>(s, q, key, scores);
+            self.dots::<S, H, 1>(s, q, key, scores, asks);
         }
     }
 
     #[inline(always)]
-    fn dots<S: Simd, const H: usize, const K: usize>(&self, s: S, q: &[f32], key: usize, scores: &mut [f32]) {
+    fn dots<S: Simd, const H: usize, const K: usize>(
+        &self,
+        s: S,
+        q: &[f32],
+        key: usize,
+        scores: &mut [f32],
+        asks: bool,
+    ) {
         let (q, scores) = (&q[..H * self.width], &mut scores[..H * TILE]);
         let mut sums = [[s.splat(0.0); K]; H];
         for i in (0..self.width).step_by(LANES) {
             // SAFETY: `i` is a whole vector of a row, the keys are of the tile, and there are `H` rows of `q`.
             let k: [S::V; K] = std::array::from_fn(|j| unsafe { self.k.load(s, key + j, i) });
+            if asks {
+                (key..key + K).for_each(|key| self.k.ask_ahead(s, key, i, LANES));
+            }
             for h in 0..H {
                 // SAFETY: as above.
                 let q = unsafe { s.load(q.as_ptr().add(h * self.width + i)) };
@@ -113,7 +129,6 @@ impl<R: TileRows> Score<'_, R> {
                 }
             }
         }
-        (key..key + K).for_each(|key| self.k.ask_ahead(s, key));
         for h in 0..H {
             let sums = s.reduce_add_each(sums[h]);
             for j in 0..K {
@@ -169,77 +184,90 @@ fn weigh<S: Simd, R: TileRows>(
     keys: Range<usize>,
     out: &mut [f32],
 ) {
-    keys.clone().for_each(|key| v.ask_ahead(s, key));
     let heads = out.len() / width;
     let most = if heads.is_multiple_of(5) { 5 } else { 4 };
     let mut head = 0;
     while head < heads {
         let n = (heads - head).min(most).min(S::ACCUMULATORS);
         let (weights, out) = (&weights[head * TILE..], &mut out[head * width..]);
+        let v = Values {
+            rows: v,
+            width,
+            keys: keys.clone(),
+            asks: head == 0,
+        };
         match n {
-            1 => weigh_heads::<S, R, 1>(s, weights, v, width, keys.clone(), out),
-            2 => weigh_heads::<S, R, 2>(s, weights, v, width, keys.clone(), out),
-            3 => weigh_heads::<S, R, 3>(s, weights, v, width, keys.clone(), out),
-            4 => weigh_heads::<S, R, 4>(s, weights, v, width, keys.clone(), out),
-            _ => weigh_heads::<S, R, 5>(s, weights, v, width, keys.clone(), out),
+            1 => v.heads::<S, 1>(s, weights, out),
+            2 => v.heads::<S, 2>(s, weights, out),
+            3 => v.heads::<S, 3>(s, weights, out),
+            4 => v.heads::<S, 4>(s, weights, out),
+            _ => v.heads::<S, 5>(s, weights, out),
         }
         head += n;
     }
 }
 
-/// `H` heads, as many vectors of a row at a time as the registers hold sums.
-#[inline(always)]
-fn weigh_heads<S: Simd, R: TileRows, const H: usize>(
-    s: S,
-    weights: &[f32],
-    v: &R,
+/// The values that weights of a token's heads belong to.
+struct Values<'a, R> {
+    rows: &'a R,
     width: usize,
+    /// The keys that the token sees, counted in the tile.
     keys: Range<usize>,
-    out: &mut [f32],
-) {
-    let mut first = 0;
-    while S::ACCUMULATORS >= 12 && first + 4 * LANES <= width {
-        weigh_vectors::<S, R, H, 4>(s, weights, v, width, keys.clone(), first, out);
-        first += 4 * LANES;
-    }
-    for first in (first..width).step_by(LANES) {
-        weigh_vectors::<S, R, H, 1>(s, weights, v, width, keys.clone(), first, out);
-    }
+    /// Whether to ask for the next tile's meanwhile.
+    asks: bool,
 }
 
-/// `N` vectors from column `first` on.
-#[inline(always)]
-fn weigh_vectors<S: Simd, R: TileRows, const H: usize, const N: usize>(
-    s: S,
-    weights: &[f32],
-    v: &R,
-    width: usize,
-    keys: Range<usize>,
-    first: usize,
-    out: &mut [f32],
-) {
-    let (weights, out) = (&weights[..H * TILE], &mut out[..H * width]);
-    debug_assert!(keys.end <= TILE && first + N * LANES <= width);
-    let place = |h: usize, n: usize| h * width + first + n * LANES;
-    // SAFETY: there are `H` rows of `out`, and `N` vectors from `first` on in each.
-    let mut sums: [[S::V; N]; H] =
-        std::array::from_fn(|h| std::array::from_fn(|n| unsafe { s.load(out.as_ptr().add(place(h, n))) }));
-    for key in keys {
-        // SAFETY: the keys are of the tile, and `weights` holds a value for each.
-        unsafe {
-            let v: [S::V; N] = std::array::from_fn(|n| v.load(s, key, first + n * LANES));
-            for h in 0..H {
-                let weight = s.splat(*weights.as_ptr().add(h * TILE + key));
-                for n in 0..N {
-                    sums[h][n] = s.fma(weight, v[n], sums[h][n]);
+impl<R: TileRows> Values<'_, R> {
+    /// `H` heads, as many vectors of a row at a time as the registers hold sums.
+    #[inline(always)]
+    fn heads<S: Simd, const H: usize>(&self, s: S, weights: &[f32], out: &mut [f32]) {
+        let mut first = 0;
+        while S::ACCUMULATORS >= 12 && first + 4 * LANES <= self.width {
+            self.vectors::<S, H, 4>(s, weights, first, out);
+            first += 4 * LANES;
+        }
+        for first in (first..self.width).step_by(LANES) {
+            self.vectors::<S, H, 1>(s, weights, first, out);
+        }
+    }
+
+    /// `N` vectors from column `first` on.
+    #[inline(always)]
+    fn vectors<S: Simd, const H: usize, const N: usize>(
+        &self,
+        s: S,
+        weights: &[f32],
+        first: usize,
+        out: &mut [f32],
+    ) {
+        let width = self.width;
+        let (weights, out) = (&weights[..H * TILE], &mut out[..H * width]);
+        debug_assert!(self.keys.end <= TILE && first + N * LANES <= width);
+        let place = |h: usize, n: usize| h * width + first + n * LANES;
+        // SAFETY: there are `H` rows of `out`, and `N` vectors from `first` on in each.
+        let mut sums: [[S::V; N]; H] = std::array::from_fn(|h| {
+            std::array::from_fn(|n| unsafe { s.load(out.as_ptr().add(place(h, n))) })
+        });
+        for key in self.keys.clone() {
+            if self.asks {
+                self.rows.ask_ahead(s, key, first, N * LANES);
+            }
+            // SAFETY: the keys are of the tile, and `weights` holds a value for each.
+            unsafe {
+                let v: [S::V; N] = std::array::from_fn(|n| self.rows.load(s, key, first + n * LANES));
+                for h in 0..H {
+                    let weight = s.splat(*weights.as_ptr().add(h * TILE + key));
+                    for n in 0..N {
+                        sums[h][n] = s.fma(weight, v[n], sums[h][n]);
+                    }
                 }
             }
         }
-    }
-    for h in 0..H {
-        for n in 0..N {
-            // SAFETY: as for reading.
-            unsafe { s.store(out.as_mut_ptr().add(place(h, n)), sums[h][n]) };
+        for h in 0..H {
+            for n in 0..N {
+                // SAFETY: as for reading.
+                unsafe { s.store(out.as_mut_ptr().add(place(h, n)), sums[h][n]) };
+            }
         }
     }
 }

@@ -11,8 +11,8 @@ use super::blocks::{Kind, Record};
 use crate::level::Kernel;
 use crate::simd::{LANES, Simd};
 
-/// How far ahead of its use memory is asked for, in bytes.
-const AHEAD: usize = 2048;
+/// How far ahead of its use memory is asked for, in bytes of all panels that are read at a time.
+const AHEAD: usize = 8192;
 
 const LINE: usize = 64;
 
@@ -105,7 +105,7 @@ impl<R: Record> StreamOf<'_, R> {
                         (scales.as_ptr().add(x_place), scaled_sums.as_ptr().add(x_place));
                     for p in 0..P {
                         for line in 0..n_lines {
-                            let at = (block * n_lines + line) * LINE + AHEAD;
+                            let at = (block * n_lines + line) * LINE + AHEAD / P;
                             s.prefetch(records[p].wrapping_add(at));
                         }
                         let dots = blocks.dot::<S, M>(s, records[p], block, x_codes, x_sums);

@@ -43,6 +43,11 @@ pub(crate) struct Answer {
     pub(crate) between_tokens_ms: f64,
 }
 
+/// Tokens that [`Programs::serve`]'s server has room for: one long sequence and some short ones.
+pub(super) fn cache_tokens(context: u32, streams: u32) -> u32 {
+    context + 64 + streams * 256
+}
+
 impl Programs {
     pub(crate) fn new(dir: &Path) -> anyhow::Result<Self> {
         let program = |name: &str| {
@@ -64,8 +69,7 @@ impl Programs {
         context: u32,
         streams: u32,
     ) -> anyhow::Result<Server> {
-        // One long sequence and some short ones.
-        let context_tokens = context + 64 + streams * 256;
+        let context_tokens = cache_tokens(context, streams);
         let mut arguments: Vec<OsString> = vec!["--model".into(), model.into()];
         for set in [
             format!("engine.max_context={}", context + 64),

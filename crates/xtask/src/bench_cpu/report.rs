@@ -16,9 +16,9 @@ pub(super) struct Row {
     pub(super) peers: Vec<PeerFigures>,
     pub(super) load_seconds: f64,
     pub(super) peak_bytes: u64,
-    /// Of all matrices, the embedding in the format of the others.
+    /// Of all matrices.
     pub(super) weight_bytes: u64,
-    /// Keys and values of the longest sequence measured.
+    /// Keys and values that the server has room for.
     pub(super) cache_bytes: u64,
 }
 
