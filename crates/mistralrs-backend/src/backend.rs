@@ -87,9 +87,7 @@ impl Backend for MistralRsBackend {
             Request::Generate(request) => self.check_generate(request)?,
             Request::Embed(request) => self.check_embed(request)?,
         }
-        let place = self
-            .queue
-            .admit(&request, &self.stats.borrow(), self.max_wait)?;
+        let place = self.queue.admit(&request, &self.stats.borrow(), self.max_wait)?;
         let (sink, stream) = EventSink::channel(self.event_buffer);
         self.send(Command::Submit(Box::new(Job {
             request,

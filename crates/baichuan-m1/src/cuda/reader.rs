@@ -286,9 +286,7 @@ impl<'a> Reader<'a> {
         let Source::Checkpoint(weights) = self.source else {
             return;
         };
-        self.digest.update(stored.name().as_bytes());
-        self.digest.update(&[0, stored.dtype() as u8]);
-        self.digest.update_rayon(stored.bytes());
+        stored.hash(&mut self.digest);
         self.done += stored.bytes().len() as u64;
         (self.progress)(LoadProgress {
             stage: "weights",

@@ -154,9 +154,7 @@ impl<'a> Reader<'a> {
     /// Counts tensors as read.
     fn note(&mut self, tensors: &[Stored<'_>]) {
         for stored in tensors {
-            self.digest.update(stored.name().as_bytes());
-            self.digest.update(&[0, stored.dtype() as u8]);
-            self.digest.update_rayon(stored.bytes());
+            stored.hash(&mut self.digest);
             self.tell(stored.bytes().len());
         }
     }

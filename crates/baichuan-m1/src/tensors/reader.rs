@@ -319,9 +319,7 @@ impl<'a> Reader<'a> {
     }
 
     fn note(&mut self, stored: &Stored<'_>) {
-        self.digest.update(stored.name().as_bytes());
-        self.digest.update(&[0, stored.dtype() as u8]);
-        self.digest.update_rayon(stored.bytes());
+        stored.hash(&mut self.digest);
         self.done += stored.bytes().len() as u64;
         (self.options.progress)(LoadProgress {
             stage: "weights",

@@ -66,6 +66,11 @@ pub enum Values {
 #[derive(Clone, Copy)]
 pub struct Stored<'a>(StoredTensor<'a>);
 
+/// So many bytes of a file are let go of at once when they were read: else a large tensor is in memory twice for a while.
+const PIECE_BYTES: usize = 1 << 20;
+/// So many bytes are hashed at once, on all threads.
+const HASHED_BYTES: usize = 16 << 20;
+
 /// Keeps a vector's length in one norm from dividing by zero, as the published head does.
 const NORM_EPS: f32 = 1e-7;
 
@@ -95,6 +100,18 @@ impl<'a> Stored<'a> {
             safetensors::Dtype::F16 => Dtype::F16,
             safetensors::Dtype::BF16 => Dtype::Bf16,
             _ => Dtype::F32,
+        }
+    }
+
+    /// Adds name, type and bytes to a checkpoint's digest, and lets go of the bytes.
+    pub(crate) fn hash(&self, digest: &mut blake3::Hasher) {
+        digest.update(self.name().as_bytes());
+        digest.update(&[0, self.dtype() as u8]);
+        let mut start = 0;
+        for bytes in self.bytes().chunks(HASHED_BYTES) {
+            digest.update_rayon(bytes);
+            self.0.forget(start..start + bytes.len());
+            start += bytes.len();
         }
     }
 
@@ -128,7 +145,7 @@ impl<'a> Stored<'a> {
     }
 
     /// One row of a matrix as f32, rounded to `dtype`, of length one before that if `normalised`: as [`Self::values`]
-    /// and [`Self::normalised`] give it.
+    /// and [`Self::normalised`] give it. For rows that are read once and in order, more or less: lets go of those before.
     pub fn row(
         &self,
         row: usize,
@@ -137,11 +154,16 @@ impl<'a> Stored<'a> {
         out: &mut [f32],
     ) -> Result<(), WeightsError> {
         let row_bytes = out.len() * self.dtype().bytes();
-        let bytes = &self.0.bytes[row * row_bytes..][..row_bytes];
+        let (start, end) = (row * row_bytes, (row + 1) * row_bytes);
+        let bytes = &self.0.bytes[start..end];
         match self.dtype() {
             Dtype::F32 => read_row::<f32>(bytes, normalised, out),
             Dtype::F16 => read_row::<f16>(bytes, normalised, out),
             Dtype::Bf16 => read_row::<bf16>(bytes, normalised, out),
+        }
+        let piece = |byte: usize| byte / PIECE_BYTES * PIECE_BYTES;
+        if piece(start) < piece(end) {
+            self.0.forget(piece(start)..piece(end));
         }
         match dtype {
             Dtype::F32 => {}

@@ -33,6 +33,15 @@ pub(super) struct StoredTensor<'a> {
     pub dtype: Dtype,
     pub shape: &'a [usize],
     pub bytes: &'a [u8],
+    map: &'a MappedFile,
+    start: usize,
+}
+
+impl StoredTensor<'_> {
+    /// Lets go of the memory that some of the tensor's bytes take.
+    pub(super) fn forget(&self, bytes: Range<usize>) {
+        self.map.forget(self.start + bytes.start..self.start + bytes.end);
+    }
 }
 
 impl TensorFile {
@@ -127,13 +136,15 @@ impl TensorFile {
     /// The tensor at place `index` of [`Self::names`].
     pub(super) fn tensor(&self, index: usize) -> StoredTensor<'_> {
         let (name, info) = &self.tensors[index];
-        let bytes = &self.map[self.range(index)];
+        let range = self.range(index);
         StoredTensor {
             name,
             file: &self.path,
             dtype: info.dtype,
             shape: &info.shape,
-            bytes,
+            start: range.start,
+            bytes: &self.map[range],
+            map: &self.map,
         }
     }
 }

@@ -340,3 +340,56 @@ fn rows_of_the_head_are_normalised_and_rounded_to_the_type_on_disk() {
         }
     }
 }
+
+/// A tensor that is read row by row is not in memory beside what is made of it.
+#[cfg(target_os = "linux")]
+#[test]
+fn rows_are_let_go_of_once_they_were_read_and_read_as_before_when_they_are_wanted_again() {
+    const VOCABULARY: usize = 1 << 17;
+    let tiny = checkpoint(Recipe::new(Preset::Tiny));
+    let folder = crate::rewrite::rewritten(tiny.path(), |tensors, config| {
+        config["vocab_size"] = VOCABULARY.into();
+        for name in ["model.embed_tokens.weight", "lm_head.weight"] {
+            let (_, shape, bytes) = tensors.get_mut(name).unwrap();
+            *bytes = bytes
+                .iter()
+                .copied()
+                .cycle()
+                .take(VOCABULARY * shape[1] * 2)
+                .collect();
+            shape[0] = VOCABULARY;
+        }
+    });
+    let config = BaichuanConfig::from_dir(folder.path()).unwrap();
+    let weights = Weights::open(folder.path(), &config).unwrap();
+    let stored = weights.get(&layout::embedding(&config));
+    let all: Vec<f32> = stored.to_vec().unwrap();
+    let in_memory = mapped_kib(folder.path());
+    let mut row = vec![0.0; config.hidden_size];
+    for (index, expected) in all.chunks(config.hidden_size).enumerate() {
+        stored.row(index, Dtype::Bf16, false, &mut row).unwrap();
+        assert_eq!(row, expected, "row {index}");
+    }
+    let kept = mapped_kib(folder.path());
+    assert!(
+        kept + 8 * 1024 < in_memory && kept < 4 * 1024,
+        "{kept} KiB of {in_memory}"
+    );
+    stored.row(3, Dtype::Bf16, false, &mut row).unwrap();
+    assert_eq!(row, all[3 * config.hidden_size..][..config.hidden_size]);
+}
+
+/// KiB of the files in `folder` that this process holds in memory.
+#[cfg(target_os = "linux")]
+fn mapped_kib(folder: &Path) -> usize {
+    let maps = fs::read_to_string("/proc/self/smaps").unwrap();
+    let mut lines = maps.lines();
+    let mut kib = 0;
+    while let Some(line) = lines.next() {
+        if line.contains(folder.to_str().unwrap()) {
+            let rss = lines.find_map(|line| line.strip_prefix("Rss:")).unwrap();
+            kib += rss.trim().trim_end_matches(" kB").parse::<usize>().unwrap();
+        }
+    }
+    kib
+}
