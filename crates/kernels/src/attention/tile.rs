@@ -244,10 +244,13 @@ impl<R: TileRows> Values<'_, R> {
         let (weights, out) = (&weights[..H * TILE], &mut out[..H * width]);
         debug_assert!(self.keys.end <= TILE && first + N * LANES <= width);
         let place = |h: usize, n: usize| h * width + first + n * LANES;
-        // SAFETY: there are `H` rows of `out`, and `N` vectors from `first` on in each.
-        let mut sums: [[S::V; N]; H] = std::array::from_fn(|h| {
-            std::array::from_fn(|n| unsafe { s.load(out.as_ptr().add(place(h, n))) })
-        });
+        let mut sums = [[s.splat(0.0); N]; H];
+        for h in 0..H {
+            for n in 0..N {
+                // SAFETY: there are `H` rows of `out`, and `N` vectors from `first` on in each.
+                sums[h][n] = unsafe { s.load(out.as_ptr().add(place(h, n))) };
+            }
+        }
         for key in self.keys.clone() {
             if self.asks {
                 self.rows.ask_ahead(s, key, first, N * LANES);
