@@ -165,19 +165,19 @@ impl Kernels {
 impl Product<'_> {
     /// Rows that one of these kernels multiplies at most.
     pub(super) fn few_rows(&self) -> usize {
-        if self.element != ElementType::Bf16 || !self.n_in.is_multiple_of(8) {
-            return 0;
-        }
-        Kernels::all(&self.matrix)
-            .iter()
-            .map(|kernels| kernels.most_rows)
-            .max()
-            .unwrap_or(0)
+        let most = Kernels::all(&self.matrix)
+            .last()
+            .map_or(0, |kernels| kernels.most_rows);
+        if self.has_few() { most } else { 0 }
+    }
+
+    fn has_few(&self) -> bool {
+        self.element == ElementType::Bf16 && self.n_in.is_multiple_of(8)
     }
 
     /// Whether [`Device::multiply_few`] and its like do this product for so many rows.
     pub fn suits_few(&self, n_rows: usize) -> bool {
-        self.element == ElementType::Bf16 && n_rows <= FEW_ROWS && self.n_in.is_multiple_of(8)
+        self.has_few() && n_rows <= FEW_ROWS
     }
 }
 

@@ -6,6 +6,9 @@ use super::quantized::Rounded;
 use super::{Device, Few, FewRows, QuantFormat, QuantMatrix, Span};
 use crate::ElementType;
 
+/// Rows up to which a quantised matrix is read anew for every few rows: to make bf16 of it and read that takes longer.
+const FEW_READINGS_ROWS: usize = 64;
+
 /// What becomes of a product.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Output {
@@ -51,8 +54,6 @@ impl Weights<'_> {
     }
 }
 
-/// Rows up to which a quantised matrix is read anew for every few rows: to make bf16 of it and read that takes longer.
-const FEW_READINGS_ROWS: usize = 64;
 impl<'a> Product<'a> {
     /// Products of as many rows as a kernel does, or fewer.
     fn slices(
