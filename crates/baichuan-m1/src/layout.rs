@@ -42,6 +42,11 @@ impl TensorSpec {
         }
     }
 
+    /// The head that this tensor is: itself, or the embedding under a name of its own.
+    pub(crate) fn as_head(&self) -> Self {
+        Self::new(HEAD, self.shape.clone(), Role::Head)
+    }
+
     /// Rows and columns of a matrix: of what linear layers and the embedding are made of.
     pub fn matrix(&self) -> Option<(usize, usize)> {
         match (self.role, &self.shape[..]) {
@@ -73,7 +78,7 @@ pub fn head(config: &BaichuanConfig) -> Option<TensorSpec> {
 }
 
 /// The head's name.
-pub(crate) const HEAD: &str = "lm_head.weight";
+const HEAD: &str = "lm_head.weight";
 
 /// `lm_head.weight`, also where a plain checkpoint has none: a packed one always has it, rows normalised.
 pub fn own_head(config: &BaichuanConfig) -> TensorSpec {

@@ -6,7 +6,7 @@ use baichuan_kernels::{ElementType, GgmlFormat, Threads};
 
 use super::weights::DeviceMatrix;
 use crate::formats::Formats;
-use crate::layout::{HEAD, Role, TensorSpec};
+use crate::layout::{Role, TensorSpec};
 use crate::weights::{Stored, Values, Weights, WeightsError};
 
 /// Where weights come from.
@@ -223,20 +223,15 @@ impl<'a> Reader<'a> {
     /// The head: rows of length one.
     pub(super) fn head(&mut self, device: &Device, spec: &TensorSpec) -> Result<DeviceMatrix, CudaLoadError> {
         // By its own name where it is the embedding.
-        let own = TensorSpec {
-            name: HEAD.into(),
-            role: Role::Head,
-            ..spec.clone()
-        };
+        let own = spec.as_head();
         let Source::Checkpoint(weights) = self.source else {
             // Drawn with the deviation that makes rows about that long.
             return self.matrix(device, [&own]);
         };
         let stored = weights.get(spec);
-        let normalised = |dtype| stored.normalised(dtype);
         let plain = || -> Result<Buffer, CudaLoadError> {
             let buffer = Buffer::zeros(device, spec.n_elements() * self.element.size(), "the weights")?;
-            upload(device, buffer.all(), &normalised(self.dtype())?)?;
+            upload(device, buffer.all(), &stored.normalised(self.dtype())?)?;
             Ok(buffer)
         };
         let head = match self.room_for_quantized(device, &[&own])? {
@@ -244,7 +239,7 @@ impl<'a> Reader<'a> {
             Some(matrix) => {
                 match matrix.format() {
                     QuantFormat::Ggml(format) => {
-                        if let Values::F32(values) = normalised(Dtype::F32)? {
+                        if let Values::F32(values) = stored.normalised(Dtype::F32)? {
                             self.encode(device, (&matrix, format), 0, spec, &values)?;
                         }
                     }

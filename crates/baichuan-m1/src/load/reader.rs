@@ -11,7 +11,7 @@ use baichuan_kernels::{Affine4, ElementType, MappedBytes, Matrix, MatrixError, T
 use super::Tensors;
 use crate::config::Quantization;
 use crate::formats::Formats;
-use crate::layout::{self, Role, TensorSpec};
+use crate::layout::{Role, TensorSpec};
 use crate::weights::{Stored, StoredMatrix, Weights, WeightsError, packed_format};
 
 /// Reads the tensors of a checkpoint.
@@ -81,12 +81,7 @@ impl<'a> Reader<'a> {
         embedding: &Matrix,
     ) -> Result<Matrix, WeightsError> {
         if let StoredMatrix::Plain(stored) = self.weights.matrix(spec) {
-            let head = TensorSpec {
-                name: layout::HEAD.into(),
-                role: Role::Head,
-                ..spec.clone()
-            };
-            let head = self.plain(&head, &[stored], shape(&[spec]))?;
+            let head = self.plain(&spec.as_head(), &[stored], shape(&[spec]))?;
             self.weights.forget(spec);
             return Ok(head);
         }
@@ -179,7 +174,6 @@ impl Tensors for Reader<'_> {
         let stored = self.weights.get(spec);
         let values = stored.to_vec()?;
         self.note(&[stored]);
-        self.weights.forget(spec);
         Ok(values)
     }
 
