@@ -4,7 +4,6 @@ import collections
 import concurrent.futures
 import pathlib
 import re
-import socket
 import subprocess
 import tempfile
 import threading
@@ -16,6 +15,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from baichuan.v1 import inference_pb2, inference_pb2_grpc, sampling_pb2
 from places import ROOT
+from ports import free_port
 from server import READINESS, Server
 
 # What says that a call did not run to its end for want of a server: UNAVAILABLE, and INTERNAL or CANCELLED or UNKNOWN
@@ -24,22 +24,11 @@ LOST = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.INTERNAL, grpc.StatusCode.C
 STARTUP_SECONDS = 60
 
 
-def free_ports(count):
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()
-
-
 class Observed(Server):
     """A server whose admin port is open."""
 
     def __init__(self, *settings):
-        [self.admin_port] = free_ports(1)
+        self.admin_port = free_port()
         super().__init__(f"listen.admin=127.0.0.1:{self.admin_port}", "model.threads=1", *settings)
 
     @property

@@ -3,21 +3,22 @@
 import shutil
 import unittest
 
-from pair import Balancer, Load, Observed, free_ports
+from pair import Balancer, Load, Observed
 from places import DEPLOY, output_of
+from ports import free_port
 
 CALLS = 120
 
 
 def nginx(a, b):
-    [port] = free_ports(1)
+    port = free_port()
     places = {"127.0.0.1:50051": a.address, "127.0.0.1:50052": b.address, "127.0.0.1:8080": f"127.0.0.1:{port}", "/run/nginx.pid": "nginx.pid"}
     command = ["nginx", "-p", "{folder}", "-c", "{config}", "-g", "daemon off;"]
     return Balancer(DEPLOY / "balancers/nginx.conf", places, command), f"127.0.0.1:{port}"
 
 
 def haproxy(a, b):
-    [port, stats] = free_ports(2)
+    port, stats = free_port(), free_port()
     places = {"127.0.0.1:50051": a.address, "127.0.0.1:50052": b.address, "127.0.0.1:8080": f"127.0.0.1:{port}", "127.0.0.1:8404": f"127.0.0.1:{stats}"}
     return Balancer(DEPLOY / "balancers/haproxy.cfg", places, ["haproxy", "-db", "-f", "{config}"]), f"127.0.0.1:{port}"
 

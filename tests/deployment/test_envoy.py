@@ -7,8 +7,9 @@ import unittest
 import urllib.error
 import urllib.request
 
-from pair import Balancer, Load, Observed, free_ports
+from pair import Balancer, Load, Observed
 from places import DEPLOY, ROOT, output_of
+from ports import free_port
 
 from baichuan.v1 import inference_pb2, sampling_pb2
 
@@ -17,7 +18,7 @@ CALLS = 400
 
 
 def envoy(a, b):
-    [port, admin] = free_ports(2)
+    port, admin = free_port(), free_port()
     places = {
         "port_value: 50051": f"port_value: {a.port}", "port_value: 50052": f"port_value: {b.port}",
         "port_value: 8080": f"port_value: {port}", "port_value: 9901": f"port_value: {admin}",

@@ -11,8 +11,9 @@ import urllib.error
 import urllib.parse
 import urllib.request
 
-from pair import Observed, free_ports
+from pair import Observed
 from places import DEPLOY
+from ports import free_port
 from traffic import Traffic
 
 DASHBOARDS = DEPLOY / "observability/grafana/dashboards"
@@ -33,7 +34,7 @@ class Prometheus:
     """Debian's Prometheus with one target and the shipped rules; a context manager."""
 
     def __init__(self, target):
-        [self.port] = free_ports(1)
+        self.port = free_port()
         self.folder = tempfile.TemporaryDirectory()
         folder = pathlib.Path(self.folder.name)
         config = {

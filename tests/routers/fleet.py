@@ -4,7 +4,6 @@ import contextlib
 import os
 import pathlib
 import re
-import socket
 import subprocess
 import tempfile
 import time
@@ -13,23 +12,12 @@ import urllib.request
 
 import openai
 
+from ports import free_port
 from server import Server
 
 MODEL = "m1"
 STARTUP_SECONDS = 90
 POLL_SECONDS = 0.05
-
-
-def free_ports(count):
-    """Ports that nobody listens on just now."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()
 
 
 def wait_until(condition, what, seconds=STARTUP_SECONDS):
@@ -54,7 +42,7 @@ class Worker(Server):
     """A server with the facade on and its admin port open."""
 
     def __init__(self, *settings, checkpoint=None):
-        [self.admin_port] = free_ports(1)
+        self.admin_port = free_port()
         super().__init__(
             "grpc.vllm_facade=true", "model.threads=1", f"listen.admin=127.0.0.1:{self.admin_port}", *settings,
             checkpoint=checkpoint,
@@ -91,7 +79,7 @@ class Gateway:
     """SMG before these workers; a context manager."""
 
     def __init__(self, workers, *flags):
-        port, metrics = free_ports(2)
+        port, metrics = free_port(), free_port()
         self.workers = workers
         self.url = f"http://127.0.0.1:{port}"
         self.folder = tempfile.TemporaryDirectory()

@@ -9,13 +9,15 @@ import sys
 
 import openai
 
-from fleet import free_ports, page, wait_until
+from fleet import page, wait_until
+from ports import free_port
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def test_it_brings_up_smg_and_two_servers_and_takes_them_down():
-    [port] = free_ports(1)
+    # What the script listens on: SMG, its metrics, and the servers with their admin ports.
+    port = free_port(1, 2, 100, 101, 102)
     env = {name: value for name, value in os.environ.items() if not name.startswith("BAICHUAN_")}
     env |= {
         "PORT": str(port), "SERVER": os.environ["BAICHUAN_SERVER_BINARY"], "MODEL": os.environ["BAICHUAN_CHECKPOINT"],
@@ -25,6 +27,7 @@ def test_it_brings_up_smg_and_two_servers_and_takes_them_down():
     process = subprocess.Popen([ROOT / "deploy/smg/up.sh"], env=env, start_new_session=True)
 
     def answers(path):
+        assert process.poll() is None, f"the script ended with {process.returncode}"
         with contextlib.suppress(OSError):
             return page(f"http://127.0.0.1:{port}{path}")
         return 0, ""
