@@ -55,7 +55,7 @@ async fn traced(collector: &Collector, settings: &[&str]) -> ServerProcess {
         ("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment.name=test"),
         ("OTEL_BSP_SCHEDULE_DELAY", "50"),
     ];
-    let server = ServerProcess::start_in(&environment, &arguments).await;
+    let server = ServerProcess::start_with_ports_in(&environment, &arguments).await;
     until_ready(&server.client).await;
     server
 }
@@ -458,8 +458,8 @@ async fn log_lines_and_exemplars_name_the_trace() {
     }
     server.stop().await;
 
-    let admin = format!("127.0.0.1:{}", free_port().await);
-    let process = traced(&collector, &[&format!("listen.admin_grpc={admin}")]).await;
+    let process = traced(&collector, &[]).await;
+    let admin = process.admin_grpc.expect("it listens");
     let channel = Channel::from_shared(format!("http://{admin}")).unwrap();
     let channel = channel.connect().await.unwrap();
     let mut admin = v1::admin_service_client::AdminServiceClient::new(channel);
@@ -494,6 +494,6 @@ async fn log_lines_and_exemplars_name_the_trace() {
         );
     }
     // The level changed while it ran: debug lines came only in between.
-    let ended = lines.iter().filter(|l| l["message"] == "call ended").count();
-    assert_eq!(ended, 1, "{log:?}");
+    let ended = |l: &&serde_json::Value| l["message"] == "call ended" && l["method"] == "SetLogFilter";
+    assert_eq!(lines.iter().filter(ended).count(), 1, "{log:?}");
 }

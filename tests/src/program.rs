@@ -74,18 +74,11 @@ impl ServerProcess {
     /// # Panics
     /// When it ends before it listens.
     pub async fn start(arguments: &[&str]) -> Self {
-        Self::start_in(&[], arguments).await
+        Self::start_as(&[], arguments, ConnectOptions::new).await
     }
 
-    /// [`Self::start`] with these variables in its environment.
-    ///
-    /// # Panics
-    /// When it ends before it listens.
-    pub async fn start_in(environment: &[(&str, &str)], arguments: &[&str]) -> Self {
-        Self::start_as(environment, arguments, ConnectOptions::new).await
-    }
-
-    /// [`Self::start_in`] with a client that connects in its own way to the address it is given.
+    /// [`Self::start`] with these variables in its environment, and a client that connects in its own way to the address it
+    /// is given.
     ///
     /// # Panics
     /// When it ends before it listens, or the client does not connect.
@@ -103,10 +96,19 @@ impl ServerProcess {
     /// # Panics
     /// When it ends before it listens.
     pub async fn start_with_ports(arguments: &[&str]) -> Self {
+        Self::start_with_ports_in(&[], arguments).await
+    }
+
+    /// [`Self::start_with_ports`] with these variables in its environment.
+    ///
+    /// # Panics
+    /// When it ends before it listens.
+    pub async fn start_with_ports_in(environment: &[(&str, &str)], arguments: &[&str]) -> Self {
         let any = "127.0.0.1:0";
         let own = ["--admin-listen", any, "--set", "listen.admin_grpc=127.0.0.1:0"];
         let arguments = [&own, arguments].concat();
-        Self::launch(&[], &arguments, &[GRPC, ADMIN_GRPC, ADMIN], ConnectOptions::new).await
+        let told = [GRPC, ADMIN_GRPC, ADMIN];
+        Self::launch(environment, &arguments, &told, ConnectOptions::new).await
     }
 
     /// Starts it and waits until its log has told where it listens, in this order.
