@@ -5,19 +5,28 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Mutex;
 
-/// Kernel files, each one module; `src/cuda/modules.rs` embeds them by these names.
-const FILES: [&str; 10] = [
-    "attention_any",
-    "attention_decode",
-    "attention_prefill",
-    "attention_wgmma",
-    "conv",
-    "gemv",
-    "gemv_quant",
-    "quantized",
-    "rows",
-    "sample",
+/// Types that a file is compiled for, as `ElementType` names them; each time `NUMBER_` and the name is defined (number.cuh).
+const TYPES: [&str; 3] = ["F32", "Bf16", "F16"];
+const SIXTEEN_BITS: [&str; 2] = ["Bf16", "F16"];
+/// A file that knows no such type is compiled once.
+const NONE: [&str; 1] = [""];
+
+/// Kernel files and the types that each is for, what takes longest first; `src/cuda/modules.rs` embeds them.
+const FILES: [(&str, &[&str]); 12] = [
+    ("gemv_quant", &SIXTEEN_BITS),
+    ("attention_wgmma", &SIXTEEN_BITS),
+    ("attention_decode", &SIXTEEN_BITS),
+    ("attention_prefill", &SIXTEEN_BITS),
+    ("gemv", &SIXTEEN_BITS),
+    ("sample", &NONE),
+    ("quantized", &SIXTEEN_BITS),
+    ("attention_any", &TYPES),
+    ("conv", &TYPES),
+    ("rows", &TYPES),
+    ("codes", &NONE),
+    ("plain", &NONE),
 ];
 
 fn main() {
@@ -35,25 +44,49 @@ fn main() {
     }
     println!("cargo::rustc-env=BAICHUAN_CUDA_COMPUTE_CAP={cap}");
     let out = PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
-    let compilations = FILES.map(|name| {
-        let child = Command::new(nvcc())
-            .args(["-std=c++17", "-O3", "-cubin", "-Werror", "all-warnings"])
-            .arg(format!("-gencode=arch=compute_{cap},code=sm_{cap}"))
-            .arg("-o")
-            .arg(out.join(name).with_extension("cubin"))
-            .arg(Path::new("src/cuda").join(name).with_extension("cu"))
-            .spawn();
-        match child {
-            Ok(child) => (name, child),
-            Err(error) => panic!(
-                "cannot run {}: {error}; feature `cuda` needs nvcc 12 or newer, set NVCC or CUDA_HOME",
-                nvcc().display()
-            ),
+    let compilations = FILES
+        .iter()
+        .flat_map(|(name, types)| types.iter().map(move |number| (*name, *number)));
+    let waiting = Mutex::new(compilations);
+    let n_jobs = std::env::var("NUM_JOBS").ok().and_then(|jobs| jobs.parse().ok());
+    std::thread::scope(|scope| {
+        for _ in 0..n_jobs.unwrap_or(1) {
+            scope.spawn(|| {
+                let next = || waiting.lock().ok()?.next();
+                while let Some((name, number)) = next() {
+                    compile(name, number, &cap, &out);
+                }
+            });
         }
     });
-    for (name, mut child) in compilations {
-        let status = child.wait().expect("nvcc was started");
-        assert!(status.success(), "nvcc failed on src/cuda/{name}.cu: {status}");
+}
+
+/// Compiles a kernel file for a type of numbers, if it has one.
+fn compile(name: &str, number: &str, cap: &str, out: &Path) {
+    let (cubin, define) = match number {
+        "" => (format!("{name}.cubin"), None),
+        _ => (
+            format!("{name}_{number}.cubin"),
+            Some(format!("-DNUMBER_{}", number.to_uppercase())),
+        ),
+    };
+    let status = Command::new(nvcc())
+        .args(["-std=c++17", "-O3", "-cubin", "-Werror", "all-warnings"])
+        .arg(format!("-gencode=arch=compute_{cap},code=sm_{cap}"))
+        .args(define)
+        .arg("-o")
+        .arg(out.join(cubin))
+        .arg(Path::new("src/cuda").join(name).with_extension("cu"))
+        .status();
+    match status {
+        Ok(status) => assert!(
+            status.success(),
+            "nvcc failed on src/cuda/{name}.cu {number}: {status}"
+        ),
+        Err(error) => panic!(
+            "cannot run {}: {error}; feature `cuda` needs nvcc 12 or newer, set NVCC or CUDA_HOME",
+            nvcc().display()
+        ),
     }
 }
 

@@ -24,6 +24,12 @@ impl ElementType {
             ElementType::Bf16 | ElementType::F16 => 2,
         }
     }
+
+    /// Whether tensor cores multiply it.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn is_sixteen_bits(self) -> bool {
+        matches!(self, ElementType::Bf16 | ElementType::F16)
+    }
 }
 
 /// A storage type, known at compile time.

@@ -14,8 +14,8 @@ use crate::{Outcome, engine, open, say};
 
 /// Largest difference of a logit or hidden state in f32.
 const F32_BOUND: f32 = 1e-4;
-/// The same in bf16, for logits of order one.
-const BF16_BOUND: f32 = 0.15;
+/// The same in sixteen bits, for logits of order one; f16 has three bits more than bf16.
+const ROUNDED: [(Dtype, f32); 2] = [(Dtype::Bf16, 0.15), (Dtype::F16, 0.03)];
 const PROMPTS: usize = 6;
 
 struct Case {
@@ -50,11 +50,14 @@ pub(crate) fn check(dir: &Path) -> Outcome {
             "{name}: f32 greedy tokens equal, alone and together"
         ))?;
         drop(model);
-        let mut model = open(&config, Source::Checkpoint(&weights), Dtype::Bf16, &engine)?;
-        let worst = compare(&mut model, &cases, BF16_BOUND)?;
-        say(format_args!(
-            "{name}: bf16 logits and hidden states within {worst:.1e}"
-        ))?;
+        for (dtype, bound) in ROUNDED {
+            let mut model = open(&config, Source::Checkpoint(&weights), dtype, &engine)?;
+            let worst = compare(&mut model, &cases, bound)?;
+            let dtype = dtype.name();
+            say(format_args!(
+                "{name}: {dtype} logits and hidden states within {worst:.1e}"
+            ))?;
+        }
     }
     Ok(())
 }

@@ -1,5 +1,6 @@
-//! Checks and measures the model on a GPU: `gpu golden DIR`, `gpu sample [VOCABULARY…]`, `gpu agree`, `gpu agree-full`, `gpu mixed`,
-//! `gpu quant [ROWS…]`, `gpu speed [--isq FORMAT] [ROW…]`.
+//! Checks and measures the model on a GPU: `gpu golden DIR`, `gpu range`, `gpu sample [VOCABULARY…]`, `gpu agree`,
+//! `gpu agree-full`, `gpu mixed`, `gpu quant [ROWS…]`; `gpu all DIR` for all of these but `agree-full`;
+//! `gpu speed [--dtype bf16|f16] [--isq FORMAT] [ROW…]`.
 //!
 //! Needs no checkpoint but the golden ones of `tests/golden`: larger weights are drawn on the device. Exits with an
 //! error at the first check that fails.
@@ -8,6 +9,7 @@ mod agree;
 mod golden;
 mod mixed;
 mod quant;
+mod range;
 mod sample;
 mod sequences;
 mod speed;
@@ -27,16 +29,36 @@ fn main() -> Outcome {
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match words.as_slice() {
         ["golden", dir] => golden::check(dir.as_ref()),
+        ["range"] => range::check(),
         ["sample", vocabularies @ ..] => sample::check(vocabularies),
         ["agree"] => agree::small(),
         ["agree-full"] => agree::full(),
         ["mixed"] => mixed::check(),
         ["quant", rows @ ..] => quant::check(rows),
-        ["speed", "--isq", format, rows @ ..] => speed::measure(rows, Some(quant::format(format)?)),
-        ["speed", rows @ ..] => speed::measure(rows, None),
-        _ => Err("usage: gpu golden DIR | sample [VOCABULARY…] | agree | agree-full | mixed | quant [ROWS…] | speed [--isq FORMAT] [ROW…]".into()),
+        ["all", dir] => {
+            range::check()?;
+            quant::check(&[])?;
+            golden::check(dir.as_ref())?;
+            agree::small()?;
+            mixed::check()?;
+            sample::check(&[])
+        }
+        ["speed", rest @ ..] => {
+            let (dtype, rest) = match rest {
+                ["--dtype", "f16", rest @ ..] => (Dtype::F16, rest),
+                ["--dtype", "bf16", rest @ ..] | rest => (Dtype::Bf16, rest),
+            };
+            match rest {
+                ["--isq", format, rows @ ..] => speed::measure(rows, dtype, Some(quant::format(format)?)),
+                rows => speed::measure(rows, dtype, None),
+            }
+        }
+        _ => Err(USAGE.into()),
     }
 }
+
+const USAGE: &str = "usage: gpu golden DIR | range | sample [VOCABULARY…] | agree | agree-full | mixed | quant [ROWS…] | \
+    all DIR | speed [--dtype bf16|f16] [--isq FORMAT] [ROW…]";
 
 /// A line on standard output, at once.
 pub(crate) fn say(line: std::fmt::Arguments<'_>) -> Outcome {

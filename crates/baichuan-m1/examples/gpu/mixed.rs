@@ -7,7 +7,7 @@ use baichuan_engine::model::{StepBatch, Wants};
 use baichuan_engine::{CausalLm, Dtype, TokenId};
 use baichuan_m1::cuda::{CudaModel, Source};
 
-use crate::agree::{report, split, tokens, top};
+use crate::agree::{bound_of, report, split, tokens, top};
 use crate::sequences::{Sequence, sequences};
 use crate::{Outcome, config, engine, open, say};
 
@@ -18,7 +18,8 @@ const STEPS: usize = 8;
 pub(crate) fn check() -> Outcome {
     let config = config(4, 1024, 1536, 1000, 100)?;
     let engine = engine(SEQUENCES, 512, 100, 16_384);
-    for (dtype, name) in [(Dtype::F32, "f32"), (Dtype::Bf16, "bf16")] {
+    for dtype in [Dtype::F32, Dtype::Bf16, Dtype::F16] {
+        let name = dtype.name();
         let mut model = open(&config, Source::Random { seed: 7 }, dtype, &engine)?;
         let mut all = sequences(&mut model, SEQUENCES);
         let prompts: Vec<Vec<TokenId>> = (0..SEQUENCES).map(|i| tokens(1 + i * 7, 1000)).collect();
@@ -43,7 +44,7 @@ pub(crate) fn check() -> Outcome {
             same += alone[step].iter().zip(&together).filter(equal).count();
             if step == 0 || step + 1 == STEPS {
                 let name = format!("{name}, {SEQUENCES} together against alone, step {step}");
-                report(&name, &alone[step], &together)?;
+                report(bound_of(dtype), &name, &alone[step], &together)?;
             }
         }
         let n = SEQUENCES * STEPS;

@@ -2,7 +2,7 @@
 
 use baichuan_kernels::cuda::{Buffer, Device, Output, Product, QuantFormat, QuantMatrix, Rows, Weights};
 use baichuan_kernels::{ElementType, GgmlFormat, Matrix, Threads};
-use half::bf16;
+use half::{bf16, f16};
 
 use crate::{Outcome, say};
 
@@ -24,42 +24,56 @@ pub(crate) fn format(name: &str) -> Outcome<QuantFormat> {
     found.ok_or_else(|| format!("{name} has no kernels on GPUs here").into())
 }
 
-/// Every format, for few rows and many, or as many as named: within rounding of the dequantised weights' product.
+/// Types of activations.
+const ELEMENTS: [ElementType; 2] = [ElementType::Bf16, ElementType::F16];
+
+/// Every format and type, for few rows and many, or as many as named: within rounding of the dequantised weights' product.
 pub(crate) fn check(rows: &[&str]) -> Outcome {
     let rows: Vec<usize> = rows.iter().map(|rows| rows.parse()).collect::<Result<_, _>>()?;
     let all = rows.is_empty();
     let rows = if all { ROWS.to_vec() } else { rows };
     let device = Device::open(0)?;
     let threads = Threads::physical()?;
-    for format in FORMATS {
-        for shape in SHAPES {
-            let weights = numbers(shape.0 * shape.1, 1);
-            let checked = Checked::new(&device, &threads, format, shape, &weights)?;
-            for &n_rows in &rows {
-                checked.products(&device, &numbers(n_rows * shape.1, 7))?;
+    for element in ELEMENTS {
+        say(format_args!("{element:?}:"))?;
+        for format in FORMATS {
+            for shape in SHAPES {
+                let weights = numbers(shape.0 * shape.1, 1);
+                let checked = Checked::new(&device, &threads, (element, format), shape, &weights)?;
+                for &n_rows in &rows {
+                    checked.products(&device, &numbers(n_rows * shape.1, 7))?;
+                }
             }
         }
-    }
-    // Next to one large number of each row all others are less than the least normal one; activations leave it out.
-    let shape @ (n_out, n_in) = SHAPES[0];
-    let mut weights: Vec<f32> = numbers(n_out * n_in, 1).iter().map(|x| x / 32_768.0).collect();
-    weights.iter_mut().step_by(n_in).for_each(|x| *x = 1.0);
-    let mut x = numbers(8 * n_in, 7);
-    x.iter_mut().step_by(n_in).for_each(|x| *x = 0.0);
-    say(format_args!("subnormal numbers:"))?;
-    Checked::new(&device, &threads, QuantFormat::Fp8, shape, &weights)?.products(&device, &x)?;
-    if all {
-        rounded_at_once(&device, &threads)?;
+        // Next to one large number of each row all others are less than the least normal one; activations leave it out,
+        // and are large instead, so that results are normal numbers.
+        let shape @ (n_out, n_in) = SHAPES[0];
+        let mut weights: Vec<f32> = numbers(n_out * n_in, 1).iter().map(|x| x / 32_768.0).collect();
+        weights.iter_mut().step_by(n_in).for_each(|x| *x = 1.0);
+        let mut x: Vec<f32> = numbers(8 * n_in, 7).iter().map(|x| x * 1024.0).collect();
+        x.iter_mut().step_by(n_in).for_each(|x| *x = 0.0);
+        say(format_args!("subnormal numbers:"))?;
+        Checked::new(&device, &threads, (element, QuantFormat::Fp8), shape, &weights)?
+            .products(&device, &x)?;
+        if all {
+            rounded_at_once(&device, &threads, element)?;
+        }
     }
     Ok(())
 }
 
 /// Norm and SwiGLU that round their result themselves, against those that leave it to the product.
-fn rounded_at_once(device: &Device, threads: &Threads) -> Outcome {
+fn rounded_at_once(device: &Device, threads: &Threads, element: ElementType) -> Outcome {
     let ((n_out, width), n_rows, eps) = (SHAPES[1], 48, 1e-6);
     let matrix = |seed, n_out| {
         let weights = numbers(n_out * width, seed);
-        Checked::new(device, threads, QuantFormat::Fp8, (n_out, width), &weights)
+        Checked::new(
+            device,
+            threads,
+            (element, QuantFormat::Fp8),
+            (n_out, width),
+            &weights,
+        )
     };
     let (gates_and_ups, last) = (matrix(3, 2 * width)?, matrix(4, n_out)?);
     let next = last.product();
@@ -72,7 +86,7 @@ fn rounded_at_once(device: &Device, threads: &Threads) -> Outcome {
         ..gates_and_ups.product()
     };
     let x = Buffer::of(device, &numbers(n_rows * width, 9), "a check")?;
-    let weight = Buffer::of(device, &to_bf16(&numbers(width, 10)), "a check")?;
+    let weight = Buffer::of(device, &to_bits(element, &numbers(width, 10)), "a check")?;
     let zeros = |bytes| Buffer::zeros(device, bytes, "a check");
     let (normed, act) = (zeros(n_rows * width * 2)?, zeros(n_rows * width * 2)?);
     let both = zeros(n_rows * width * 4)?;
@@ -113,6 +127,8 @@ fn rounded_at_once(device: &Device, threads: &Threads) -> Outcome {
 
 /// A matrix, and what its numbers are.
 struct Checked {
+    /// Of activations.
+    element: ElementType,
     format: QuantFormat,
     matrix: QuantMatrix,
     exact: Vec<f32>,
@@ -124,7 +140,7 @@ impl Checked {
     fn new(
         device: &Device,
         threads: &Threads,
-        format: QuantFormat,
+        (element, format): (ElementType, QuantFormat),
         shape @ (n_out, n_in): (usize, usize),
         weights: &[f32],
     ) -> Outcome<Self> {
@@ -140,12 +156,13 @@ impl Checked {
                 Matrix::from_ggml(threads, ggml, n_out, n_in, &blocks)?.dequantize()
             }
             QuantFormat::Fp8 => {
-                let weights = to_bf16(weights);
-                matrix.round(device, Buffer::of(device, &weights, "a check")?.all())?;
-                rounded(&weights, n_in)
+                let weights = to_bits(element, weights);
+                matrix.round(device, element, Buffer::of(device, &weights, "a check")?.all())?;
+                rounded(&from_bits(element, weights), n_in)
             }
         };
         Ok(Self {
+            element,
             format,
             matrix,
             exact,
@@ -156,7 +173,7 @@ impl Checked {
 
     fn product(&self) -> Product<'_> {
         Product {
-            element: ElementType::Bf16,
+            element: self.element,
             matrix: Weights::Quantized {
                 matrix: &self.matrix,
                 scratch: self.scratch.all(),
@@ -166,11 +183,11 @@ impl Checked {
         }
     }
 
-    /// The matrix times `x`, whole rows: added, stored as f32 and as bf16, and as gates and ups.
+    /// The matrix times `x`, whole rows: added, stored as f32 and in its type, and as gates and ups.
     fn products(&self, device: &Device, x: &[f32]) -> Outcome {
         let (n_out, n_in) = self.shape;
         let n_rows = x.len() / n_in;
-        let x = to_bf16(x);
+        let x = to_bits(self.element, x);
         let on_device = Buffer::of(device, &x, "a check")?;
         let product = self.product();
         // What the device multiplies with.
@@ -178,11 +195,15 @@ impl Checked {
             && n_rows > 32
             && n_rows.is_multiple_of(16)
             && n_out.is_multiple_of(16);
-        let plain = x.iter().map(|x| x.to_f32()).collect::<Vec<_>>();
-        let multiplied = if rounds { rounded(&x, n_in) } else { plain.clone() };
+        let plain = from_bits(self.element, x);
+        let multiplied = if rounds {
+            rounded(&plain, n_in)
+        } else {
+            plain.clone()
+        };
         let expected = self.multiply(&multiplied);
         // Exact codes and f32 sums; scales and minima of ggml's larger blocks rounded to f16; for many rows, weights to
-        // bf16; of floats of eight bits on both sides, the tensor cores' own sums.
+        // sixteen bits; of floats of eight bits on both sides, the tensor cores' own sums.
         let bound = match self.format {
             _ if rounds => 1e-3,
             _ if n_rows > 64 => 3e-3,
@@ -194,7 +215,7 @@ impl Checked {
             let y = Buffer::of(device, &vec![0f32; n_rows * n_out], "a check")?;
             device.multiply(&product, Rows::Plain(on_device.all()), y.all(), n_rows, output)?;
             let y: Vec<f32> = match output {
-                Output::Store => from_bf16(y.all().download(device, n_rows * n_out)?),
+                Output::Store => from_bits(self.element, y.all().download(device, n_rows * n_out)?),
                 Output::AddF32 | Output::StoreF32 => y.all().download(device, n_rows * n_out)?,
             };
             let error = error(&expected, &y);
@@ -222,7 +243,7 @@ impl Checked {
         let x_rows = Rows::Plain(on_device.all());
         let next = (&plain_next, n_rows);
         device.multiply_swiglu(&halves, x_rows, both.all(), act.all(), next)?;
-        let act = from_bf16(act.all().download(device, n_rows * n_out / 2)?);
+        let act = from_bits(self.element, act.all().download(device, n_rows * n_out / 2)?);
         let swiglu: Vec<f64> = expected
             .chunks(n_out)
             .flat_map(|row| {
@@ -240,7 +261,7 @@ impl Checked {
             String::new()
         };
         say(format_args!(
-            "{}, {n_out} outputs, {n_rows} rows: error{report} of the result (added, f32, bf16), SwiGLU {swiglu:.1e}{whole}",
+            "{}, {n_out} outputs, {n_rows} rows: error{report} of the result (added, f32, rounded), SwiGLU {swiglu:.1e}{whole}",
             self.format.name()
         ))?;
         if swiglu.is_nan() || swiglu > bound + 8e-3 {
@@ -270,13 +291,13 @@ fn error(expected: &[f64], y: &[f32]) -> f64 {
 
 /// Each row over a factor that makes its largest number 448, rounded to the nearest float of eight bits (E4M3), ties to
 /// even, and multiplied again.
-fn rounded(x: &[bf16], width: usize) -> Vec<f32> {
-    let row = |row: &[bf16]| {
-        let most = row.iter().fold(0f32, |most, x| most.max(x.to_f32().abs()));
+fn rounded(x: &[f32], width: usize) -> Vec<f32> {
+    let row = |row: &[f32]| {
+        let most = row.iter().fold(0f32, |most, x| most.max(x.abs()));
         let (factor, inverse) = (most / 448.0, 448.0 / most);
         row.iter()
             .map(|x| {
-                let x = x.to_f32() * inverse;
+                let x = x * inverse;
                 let step = x.abs().log2().floor().max(-6.0).exp2() / 8.0;
                 ((x / step).round_ties_even() * step).clamp(-448.0, 448.0) * factor
             })
@@ -285,12 +306,21 @@ fn rounded(x: &[bf16], width: usize) -> Vec<f32> {
     x.chunks(width).flat_map(row).collect()
 }
 
-fn to_bf16(x: &[f32]) -> Vec<bf16> {
-    x.iter().map(|x| bf16::from_f32(*x)).collect()
+/// Numbers of a type of sixteen bits.
+pub(crate) fn to_bits(element: ElementType, x: &[f32]) -> Vec<u16> {
+    let bits = |x: &f32| match element {
+        ElementType::F16 => f16::from_f32(*x).to_bits(),
+        _ => bf16::from_f32(*x).to_bits(),
+    };
+    x.iter().map(bits).collect()
 }
 
-fn from_bf16(x: Vec<bf16>) -> Vec<f32> {
-    x.into_iter().map(bf16::to_f32).collect()
+pub(crate) fn from_bits(element: ElementType, bits: Vec<u16>) -> Vec<f32> {
+    let number = |bits| match element {
+        ElementType::F16 => f16::from_bits(bits).to_f32(),
+        _ => bf16::from_bits(bits).to_f32(),
+    };
+    bits.into_iter().map(number).collect()
 }
 
 fn to_f32(x: &[f64]) -> Vec<f32> {

@@ -1,4 +1,4 @@
-//! Time of a step of the published 14.5 billion parameters in bf16, random weights, against the memory's speed
+//! Time of a step of the published 14.5 billion parameters in bf16 or f16, random weights, against the memory's speed
 //! measured in the same run. A step is what the engine waits for: ids to the device, forward, chosen token back.
 
 use std::time::Instant;
@@ -26,14 +26,14 @@ const DECODES: [(&str, usize, usize); 9] = [
 const PREFILLS: [(&str, usize); 3] = [("p512", 512), ("p2048", 2048), ("p8192", 8192)];
 const STEPS: usize = 25;
 
-pub(crate) fn measure(rows: &[&str], isq: Option<QuantFormat>) -> Outcome {
+pub(crate) fn measure(rows: &[&str], dtype: Dtype, isq: Option<QuantFormat>) -> Outcome {
     let wanted = |name: &str| rows.is_empty() || rows.contains(&name);
     let config = published(40)?;
     let mut engine = engine(32, 8192 + 64, 8192, 8192);
     engine.max_sequences = 256;
     let begun = Instant::now();
     let source = Source::Random { seed: 3 };
-    let mut model = open_quantised(&config, source, Dtype::Bf16, isq, &engine)?;
+    let mut model = open_quantised(&config, source, dtype, isq, &engine)?;
     let specs = layout::all(&config);
     let read = || specs.iter().filter(|spec| spec.role != Role::Embedding);
     let n_weights = read().map(|spec| spec.n_elements() as f64).sum::<f64>();
@@ -42,8 +42,9 @@ pub(crate) fn measure(rows: &[&str], isq: Option<QuantFormat>) -> Outcome {
     model.randomise_caches(5)?;
     let bandwidth = bandwidth(&model)?;
     say(format_args!(
-        "{}: loaded in {:.1} s; reads {:.2} TB/s; weights but the embedding {:.2} GB, {:.2} ms to read",
+        "{}, {}: loaded in {:.1} s; reads {:.2} TB/s; weights but the embedding {:.2} GB, {:.2} ms to read",
         model.device().name()?,
+        dtype.name(),
         begun.elapsed().as_secs_f64(),
         bandwidth / 1e12,
         weight_bytes / 1e9,

@@ -28,9 +28,9 @@ pub(super) const RESERVE_BYTES: u64 = 768 << 20;
 pub struct CudaOptions<'a> {
     /// Which GPU, as the driver counts.
     pub ordinal: usize,
-    /// Type of weights, activations and caches: f32 or bf16.
+    /// Type of weights, activations and caches.
     pub dtype: Dtype,
-    /// What projections and the head are quantised to while they are loaded; with bf16 only. Matrices whose width the
+    /// What projections and the head are quantised to while they are loaded; not with f32. Matrices whose width the
     /// format's kernels do not take stay as they are.
     pub isq: Option<QuantFormat>,
     /// What single layers and tensors are quantised to instead; its devices are not looked at.
@@ -170,7 +170,7 @@ impl CudaModel {
         source: Source<'_>,
         options: &CudaOptions<'_>,
     ) -> Result<(Self, blake3::Hash), LoadError> {
-        let element = element_of(options.dtype)?;
+        let element = element_of(options.dtype);
         let device = Device::open(options.ordinal).map_err(load_error)?;
         let engine = options.engine;
         let max_context = config.max_positions.min(engine.max_context.unwrap_or(usize::MAX));
@@ -263,10 +263,10 @@ fn format_of(isq: IsqType) -> Result<QuantFormat, LoadError> {
 
 /// What to quantise with.
 pub(super) fn quantizer(dtype: Dtype, formats: Formats<QuantFormat>) -> Result<Quantizer, LoadError> {
-    if formats.quantise() && dtype != Dtype::Bf16 {
+    if formats.quantise() && dtype == Dtype::F32 {
         return Err(LoadError::Unsupported {
             key: "isq",
-            message: "on GPUs quantised weights go with dtype bf16".into(),
+            message: "on GPUs quantised weights go with dtype bf16 or f16".into(),
         });
     }
     let threads = match formats.quantise() {
@@ -317,14 +317,11 @@ pub(super) fn check(config: &BaichuanConfig, plan: &CachePlan, free: u64) -> Res
 }
 
 /// The type of weights, activations and caches.
-pub(super) fn element_of(dtype: Dtype) -> Result<ElementType, LoadError> {
+pub(super) fn element_of(dtype: Dtype) -> ElementType {
     match dtype {
-        Dtype::F32 => Ok(ElementType::F32),
-        Dtype::Bf16 => Ok(ElementType::Bf16),
-        Dtype::F16 => Err(LoadError::Unsupported {
-            key: "dtype",
-            message: "f16 does not run on GPUs here: use bf16 or f32".into(),
-        }),
+        Dtype::F32 => ElementType::F32,
+        Dtype::Bf16 => ElementType::Bf16,
+        Dtype::F16 => ElementType::F16,
     }
 }
 

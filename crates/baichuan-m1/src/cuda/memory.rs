@@ -32,7 +32,7 @@ pub(super) struct Activations {
     pub(super) gate_up: Buffer,
     /// After SwiGLU, `[rows][intermediate]`.
     pub(super) act: Buffer,
-    /// Room for a layer's largest matrix in bf16 or its activations in eight bits, where matrices are quantised.
+    /// Room for a layer's largest matrix written out or its activations in eight bits, where matrices are quantised.
     pub(super) dequantized: Buffer,
     /// Partial results of attention.
     pub(super) parts: Buffer,

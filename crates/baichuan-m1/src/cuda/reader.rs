@@ -14,7 +14,7 @@ use crate::weights::{Stored, Values, Weights, WeightsError};
 pub enum Source<'a> {
     /// A checkpoint on disk.
     Checkpoint(&'a Weights),
-    /// Random numbers made on the device, for measurements; equal seeds give equal weights in either type.
+    /// Random numbers made on the device, for measurements; equal seeds give equal weights in any type.
     Random {
         /// Of all weights.
         seed: u64,
@@ -124,7 +124,7 @@ impl<'a> Reader<'a> {
         let format = match matrix.format() {
             QuantFormat::Ggml(format) => format,
             QuantFormat::Fp8 => {
-                matrix.round(device, self.stacked(device, specs)?.all())?;
+                matrix.round(device, self.element, self.stacked(device, specs)?.all())?;
                 return Ok(DeviceMatrix::Quantized(matrix));
             }
         };
@@ -243,7 +243,7 @@ impl<'a> Reader<'a> {
                             self.encode(device, (&matrix, format), 0, spec, &values)?;
                         }
                     }
-                    QuantFormat::Fp8 => matrix.round(device, plain()?.all())?,
+                    QuantFormat::Fp8 => matrix.round(device, self.element, plain()?.all())?,
                 }
                 DeviceMatrix::Quantized(matrix)
             }

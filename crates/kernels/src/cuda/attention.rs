@@ -1,8 +1,7 @@
-//! Attention over paged and ring caches: tensor core kernels for bf16 and common head widths, a plain one for all.
+//! Attention over paged and ring caches: tensor core kernels for sixteen bits and common head widths, a plain one for all.
 
 use super::device::{Grid, arguments};
 use super::error::GpuError;
-use super::rows::suffixed;
 use super::tensor::TensorMap;
 use super::{ConvLayer, Device, Span, Step};
 use crate::ElementType;
@@ -97,7 +96,7 @@ impl Attention<'_> {
 
     /// Whether the tensor core kernels do it.
     fn is_fast(&self) -> bool {
-        self.element == ElementType::Bf16
+        self.element.is_sixteen_bits()
             && matches!(self.cache.head_dim, 64 | 128 | 256)
             && self.cache.block_tokens.is_multiple_of(16)
             && self.conv.n_heads / self.cache.n_kv_heads <= 16
@@ -145,7 +144,8 @@ impl Device {
         let (cache, conv) = (a.cache.raw(), a.conv.raw(a.element, &a.cache, n_entries));
         // SAFETY: parameter types as in attention_decode.cu; sizes checked above, tables by the step's maker.
         unsafe {
-            self.launch(
+            self.launch_for(
+                a.element,
                 kernel,
                 &grid,
                 arguments![step, cache, conv, out, sums, norms, counters, scale],
@@ -192,11 +192,12 @@ impl Device {
                 threads: 384,
                 shared_bytes: (1024 + (PREFILL_QUERIES + 4 * keys) * d * 2 + 128) as u32,
             };
-            let lines = TensorMap::new(a.cache.data, d, a.cache.data.n_bytes() / (2 * d))?;
-            let fresh = TensorMap::new(a.conv.fresh, 2 * a.cache.n_kv_heads * d, n_rows)?;
+            let lines = TensorMap::new(a.element, a.cache.data, d, a.cache.data.n_bytes() / (2 * d))?;
+            let fresh = TensorMap::new(a.element, a.conv.fresh, 2 * a.cache.n_kv_heads * d, n_rows)?;
             // SAFETY: parameter types as in attention_wgmma.cu; sizes checked above, tables by the step's maker.
             return unsafe {
-                self.launch(
+                self.launch_for(
+                    a.element,
                     kernel,
                     &grid,
                     arguments![
@@ -227,7 +228,8 @@ impl Device {
         };
         // SAFETY: parameter types as in attention_prefill.cu; sizes checked above, tables by the step's maker.
         unsafe {
-            self.launch(
+            self.launch_for(
+                a.element,
                 kernel,
                 &grid,
                 arguments![
@@ -269,11 +271,11 @@ impl Device {
             1.0 / (d as f32).sqrt(),
         );
         let (cache, first_row) = (a.cache.raw(), first_row as i32);
-        let kernel = suffixed(a.element, "attend_any_f32", "attend_any_bf16");
         // SAFETY: parameter types as in attention_any.cu; sizes checked above, tables by the step's maker.
         unsafe {
-            self.launch(
-                kernel,
+            self.launch_for(
+                a.element,
+                "attend_any",
                 &grid,
                 arguments![step, cache, q, stride, fresh, out, n_heads, scale, first_row],
             )

@@ -1,9 +1,8 @@
 // Attention for any type and head width: exact, and slow. One block a (row, query head).
-#include "common.cuh"
+#include "number.cuh"
 
-template <typename T>
-__device__ void attend_any(Step s, Cache c, const T *q, int q_stride, const T *fresh, T *out, int n_q, float scale,
-                           int row0) {
+extern "C" __global__ void attend_any(Step s, Cache c, const Number *q, int q_stride, const Number *fresh, Number *out, int n_q,
+                                      float scale, int row0) {
   constexpr int KEYS = 128;
   extern __shared__ float shared[];  // query, then sums: head_dim each
   __shared__ float weights[KEYS];
@@ -19,8 +18,8 @@ __device__ void attend_any(Step s, Cache c, const T *q, int q_stride, const T *f
     query[i] = to_f32(q[(size_t)row * q_stride + h * d + i]) * scale;
     sums[i] = 0.f;
   }
-  auto key = [&](int p, int which) -> const T * {
-    return alone || p < start ? cached<T>(c, s, e, p, which, head)
+  auto key = [&](int p, int which) -> const Number * {
+    return alone || p < start ? cached<Number>(c, s, e, p, which, head)
                               : fresh + ((size_t)(s.first_row[e] + p - start) * 2 + which) * kv + head * d;
   };
   float most = -INFINITY, total = 0.f;
@@ -29,7 +28,7 @@ __device__ void attend_any(Step s, Cache c, const T *q, int q_stride, const T *f
     __syncthreads();
     float score = -INFINITY;
     if ((int)threadIdx.x < n) {
-      const T *k = key(p0 + threadIdx.x, 0);
+      const Number *k = key(p0 + threadIdx.x, 0);
       score = 0.f;
       for (int i = 0; i < d; i++) score += query[i] * to_f32(k[i]);
     }
@@ -58,13 +57,5 @@ __device__ void attend_any(Step s, Cache c, const T *q, int q_stride, const T *f
     }
   }
   for (int i = threadIdx.x; i < d; i += blockDim.x)
-    out[((size_t)row * n_q + h) * d + i] = from_f32<T>(sums[i] / total);
-}
-extern "C" __global__ void attend_any_f32(Step s, Cache c, const float *q, int qs, const float *f, float *o, int n,
-                                          float scale, int row0) {
-  attend_any(s, c, q, qs, f, o, n, scale, row0);
-}
-extern "C" __global__ void attend_any_bf16(Step s, Cache c, const bf16 *q, int qs, const bf16 *f, bf16 *o, int n,
-                                           float scale, int row0) {
-  attend_any(s, c, q, qs, f, o, n, scale, row0);
+    out[((size_t)row * n_q + h) * d + i] = from_f32<Number>(sums[i] / total);
 }

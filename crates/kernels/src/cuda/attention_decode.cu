@@ -1,5 +1,5 @@
 // One new token per sequence, from what W_pack made to attention's result: convolution, RoPE, cache write, attention;
-// bf16, on tensor cores.
+// bf16 or f16, on tensor cores.
 //
 // A block is one (part of the keys, K/V head, sequence). The query heads that share a K/V head are the 16 rows of
 // the matrix instruction, so keys and values are read once for all of them. Each of four warps walks its own tiles
@@ -18,25 +18,25 @@ constexpr int LEAST_TILES = 3 * WARPS;
 // registers, D / 64 numbers of either half a lane.
 template <int D> struct NewToken {
   static constexpr int EACH = D / 64, N = 4 * EACH;  // numbers: [k, v][half][EACH]
-  const bf16 *raw;
-  bf16 *carry, *to[2];
+  const Number *raw;
+  Number *carry, *to[2];
   const float *taps;
-  bf16 row[N];
+  Number row[N];
 
   static __device__ int column(int i, int lane) { return lane * EACH + i % EACH + i / EACH % 2 * (D / 2); }
 
   // Where everything is; reads nothing that kernels of the step write.
-  __device__ NewToken(const Step &s, const Cache &c, const ConvLayer &l, const bf16 *packed, int e, int pos, int head) {
+  __device__ NewToken(const Step &s, const Cache &c, const ConvLayer &l, const Number *packed, int e, int pos, int head) {
     int kv = c.n_kv * D;
     raw = packed + l.n_q * D + head * D;
-    carry = (bf16 *)l.carry + (size_t)s.slot[e] * (l.taps_count - 1) * 2 * kv + head * D;
-    to[0] = cached<bf16>(c, s, e, pos, 0, head);
-    to[1] = cached<bf16>(c, s, e, pos, 1, head);
+    carry = (Number *)l.carry + (size_t)s.slot[e] * (l.taps_count - 1) * 2 * kv + head * D;
+    to[0] = cached<Number>(c, s, e, pos, 0, head);
+    to[1] = cached<Number>(c, s, e, pos, 1, head);
     taps = l.taps + head * l.taps_count;
   }
   __device__ void make(const ConvLayer &l, const float2 *angles, int n_kv, int lane) {
     int back = l.taps_count - 1, kv = n_kv * D;
-    bf16 now[N], x[N];
+    Number now[N], x[N];
     float2 turn[EACH];
     float sum[N] = {};
 #pragma unroll
@@ -47,8 +47,8 @@ template <int D> struct NewToken {
 #pragma unroll
       for (int i = 0; i < N; i++) x[i] = carry[i / (2 * EACH) * kv + column(i, lane)];
     for (int j = 0; j < back; j++) {  // a carried row is used, then replaced by its successor
-      bf16 *at = carry + (size_t)j * 2 * kv;
-      bf16 next[N];
+      Number *at = carry + (size_t)j * 2 * kv;
+      Number next[N];
 #pragma unroll
       for (int i = 0; i < N; i++)
         next[i] = j + 1 < back ? at[2 * kv + i / (2 * EACH) * kv + column(i, lane)] : now[i];
@@ -67,7 +67,7 @@ template <int D> struct NewToken {
       sum[EACH + i] = a * turn[i].y + b * turn[i].x;
     }
 #pragma unroll
-    for (int i = 0; i < N; i++) to[i / (2 * EACH)][column(i, lane)] = row[i] = __float2bfloat16_rn(sum[i]);
+    for (int i = 0; i < N; i++) to[i / (2 * EACH)][column(i, lane)] = row[i] = from_f32<Number>(sum[i]);
   }
   // The key (which = 0) or value into its tile's shared memory, as row `r`.
   __device__ void put(uint32_t tile_at, int which, int r, int lane) const {
@@ -75,18 +75,18 @@ template <int D> struct NewToken {
     for (int i = 0; i < 2 * EACH; i++) {
       int at = column(i, lane);
       asm volatile("st.shared.b16 [%0], %1;" ::"r"(tile_at + swizzled<D>(r, at / 8) + at % 8 * 2),
-                   "h"(__bfloat16_as_ushort(row[which * 2 * EACH + i]))
+                   "h"(bits_of(row[which * 2 * EACH + i]))
                    : "memory");
     }
   }
 };
 
 template <int D, int STAGES>
-__device__ void attend_decode(Step s, Cache c, ConvLayer l, bf16 *out, float *part_sum, float2 *part_norm,
+__device__ void attend_decode(Step s, Cache c, ConvLayer l, Number *out, float *part_sum, float2 *part_norm,
                               int *arrived, float scale_log2) {
   constexpr int TILE = 16 * D;  // elements of a stage
   constexpr int CHUNKS = D / 8;
-  extern __shared__ __align__(128) bf16 stages[];
+  extern __shared__ __align__(128) Number stages[];
   __shared__ float2 norms[WARPS][16];
   __shared__ bool is_last;
   allow_next();
@@ -103,7 +103,7 @@ __device__ void attend_decode(Step s, Cache c, ConvLayer l, bf16 *out, float *pa
   int tile1 = min(tile0 + per_split, tile_last + 1);
   if (tile0 >= tile1) return;
 
-  const bf16 *data = (const bf16 *)c.data;
+  const Number *data = (const Number *)c.data;
   const int *table = s.blocks + (c.ring_rows ? s.w_off[e] : s.g_off[e]);
   uint32_t mine_at = (uint32_t)__cvta_generic_to_shared(stages + warp * STAGES * TILE);
   // Half `half` of the warp's tiles: keys where even, values where odd.
@@ -112,7 +112,7 @@ __device__ void attend_decode(Step s, Cache c, ConvLayer l, bf16 *out, float *pa
     if (tile < tile1) {
       int p = tile * 16, row = c.ring_rows ? p % c.ring_rows : p;
       size_t block = table[row / c.block_tokens];
-      const bf16 *from = data + (((block * 2 + half % 2) * c.n_kv + head) * c.block_tokens + row % c.block_tokens) * D;
+      const Number *from = data + (((block * 2 + half % 2) * c.n_kv + head) * c.block_tokens + row % c.block_tokens) * D;
       uint32_t to = mine_at + stage * 2 * TILE;
 #pragma unroll
       for (int i = lane; i < 16 * CHUNKS; i += 32) {
@@ -126,17 +126,17 @@ __device__ void attend_decode(Step s, Cache c, ConvLayer l, bf16 *out, float *pa
   for (int i = 0; i < STAGES - 1; i++) fetch(i, i);
 
   int width = (n_q + 2 * c.n_kv) * D;
-  const bf16 *packed = (const bf16 *)l.packed + (size_t)e * width;
+  const Number *packed = (const Number *)l.packed + (size_t)e * width;
   const float2 *angles = l.angles + (size_t)pos * (D / 2);
   bool has_new = tile1 > tile_last && (tile_last - tile0) % WARPS == warp;
   NewToken<D> fresh(s, c, l, packed, e, pos, head);
   wait_previous();
 
   uint32_t qa[D / 16][4];
-  const bf16 *queries = packed + (size_t)head * group * D;
+  const Number *queries = packed + (size_t)head * group * D;
 #pragma unroll
   for (int kk = 0; kk < D / 16; kk++) {
-    const bf16 *low = queries + (size_t)g * D + kk * 16 + 2 * t, *high = low + 8 * D;
+    const Number *low = queries + (size_t)g * D + kk * 16 + 2 * t, *high = low + 8 * D;
     qa[kk][0] = g < group ? *(const uint32_t *)low : 0;
     qa[kk][1] = g + 8 < group ? *(const uint32_t *)high : 0;
     qa[kk][2] = g < group ? *(const uint32_t *)(low + 8) : 0;
@@ -253,7 +253,7 @@ __device__ void attend_decode(Step s, Cache c, ConvLayer l, bf16 *out, float *pa
     }
     size_t line = (size_t)e * n_q + head * group + r;
     if (n_parts == 1) {
-      out[line * D + i % D] = __float2bfloat16_rn(sum / norm);
+      out[line * D + i % D] = from_f32<Number>(sum / norm);
     } else {
       part_sum[(line * n_splits + split) * D + i % D] = sum;
       if (i % D == 0) part_norm[line * n_splits + split] = make_float2(m, norm);
@@ -300,7 +300,7 @@ __device__ void attend_decode(Step s, Cache c, ConvLayer l, bf16 *out, float *pa
 }
 #define DECODE(D, STAGES)                                                                                            \
   extern "C" __global__ __launch_bounds__(WARPS * 32) void attend_decode_##D(                                       \
-      Step s, Cache c, ConvLayer l, bf16 *o, float *ps, float2 *pn, int *arrived, float scale) {                     \
+      Step s, Cache c, ConvLayer l, Number *o, float *ps, float2 *pn, int *arrived, float scale) {                     \
     attend_decode<D, STAGES>(s, c, l, o, ps, pn, arrived, scale);                                                    \
   }
 DECODE(64, 6)

@@ -1,4 +1,4 @@
-// Attention of chunks of new tokens, bf16, on tensor cores.
+// Attention of chunks of new tokens, bf16 or f16, on tensor cores.
 //
 // A block is 128 queries of one head, 16 a warp, and walks the keys in sight in tiles of KEYS: cached ones before
 // the chunk, the chunk's own from `fresh`. Scores stay in registers; two stages of shared memory overlap copies
@@ -6,11 +6,11 @@
 #include "mma.cuh"
 
 template <int D, int KEYS>
-__device__ void attend_prefill(Step s, Cache c, const bf16 *q, int q_stride, const bf16 *fresh, bf16 *out, int n_q,
+__device__ void attend_prefill(Step s, Cache c, const Number *q, int q_stride, const Number *fresh, Number *out, int n_q,
                                float scale_log2, int e0, int ends_only) {
   constexpr int CHUNKS = D / 8, QUERIES = 128, TILE = KEYS * D;
   constexpr bool KEEP_Q = D <= 128;
-  extern __shared__ __align__(128) bf16 shared[];  // queries, then [stage][k, v][KEYS][D]
+  extern __shared__ __align__(128) Number shared[];  // queries, then [stage][k, v][KEYS][D]
   begin();
   int e = e0 + blockIdx.z, h = blockIdx.y, head = h / (n_q / c.n_kv);
   int len = s.len[e], q0 = ends_only ? (len - 1) / QUERIES * QUERIES : (gridDim.x - 1 - blockIdx.x) * QUERIES;
@@ -28,14 +28,14 @@ __device__ void attend_prefill(Step s, Cache c, const bf16 *q, int q_stride, con
     for (int i = threadIdx.x; i < KEYS * CHUNKS; i += 256) {
       int r = i / CHUNKS, chunk = i % CHUNKS, p = tile * KEYS + r;
       bool valid = p >= lo && p <= hi;
-      const bf16 *k = fresh, *v = fresh;
+      const Number *k = fresh, *v = fresh;
       if (valid && p >= start) {
         k = fresh + ((size_t)(first_row + p - start) * 2) * kv + head * D + chunk * 8;
         v = k + kv;
       } else if (valid) {
         int row = c.ring_rows ? p % c.ring_rows : p;
         size_t block = table[row / c.block_tokens];
-        k = (const bf16 *)c.data + ((block * 2 * c.n_kv + head) * c.block_tokens + row % c.block_tokens) * D + chunk * 8;
+        k = (const Number *)c.data + ((block * 2 * c.n_kv + head) * c.block_tokens + row % c.block_tokens) * D + chunk * 8;
         v = k + (size_t)c.n_kv * c.block_tokens * D;
       }
       uint32_t at = to + swizzled<D>(r, chunk);
@@ -47,7 +47,7 @@ __device__ void attend_prefill(Step s, Cache c, const bf16 *q, int q_stride, con
   for (int i = threadIdx.x; i < QUERIES * CHUNKS; i += 256) {
     int r = i / CHUNKS, chunk = i % CHUNKS;
     bool valid = q0 + r < len;
-    const bf16 *from = q + (size_t)(first_row + (valid ? q0 + r : 0)) * q_stride + h * D + chunk * 8;
+    const Number *from = q + (size_t)(first_row + (valid ? q0 + r : 0)) * q_stride + h * D + chunk * 8;
     copy16(q_at + swizzled<D>(r, chunk), from, valid);
   }
   fetch(tile0, 0);
@@ -149,7 +149,7 @@ __device__ void attend_prefill(Step s, Cache c, const bf16 *q, int q_stride, con
     total[r] += __shfl_xor_sync(~0u, total[r], 2);
     int query = q0 + warp * 16 + g + 8 * r;
     if (query >= len) continue;
-    bf16 *to = out + ((size_t)(first_row + query) * n_q + h) * D;
+    Number *to = out + ((size_t)(first_row + query) * n_q + h) * D;
     float scale = 1.f / total[r];
 #pragma unroll
     for (int j = 0; j < D / 8; j++)
@@ -158,7 +158,7 @@ __device__ void attend_prefill(Step s, Cache c, const bf16 *q, int q_stride, con
 }
 #define PREFILL(D, KEYS)                                                                                             \
   extern "C" __global__ __launch_bounds__(256, 1) void attend_prefill_##D(                                          \
-      Step s, Cache c, const bf16 *q, int qs, const bf16 *f, bf16 *o, int n, float scale, int e0, int ends_only) {   \
+      Step s, Cache c, const Number *q, int qs, const Number *f, Number *o, int n, float scale, int e0, int ends_only) {   \
     attend_prefill<D, KEYS>(s, c, q, qs, f, o, n, scale, e0, ends_only);                                             \
   }
 PREFILL(64, 64)

@@ -1,4 +1,4 @@
-// Attention of chunks of new tokens, bf16, with Hopper's asynchronous tensor core instructions.
+// Attention of chunks of new tokens, bf16 or f16, with Hopper's asynchronous tensor core instructions.
 //
 // A block is 128 queries of one head: two warpgroups of 64 multiply, a warp of a third has the tensor memory unit fetch
 // keys and values in tiles of KEYS. Scores stay in registers. While a tile's scores become weights, the product of the
@@ -20,8 +20,8 @@ template <int D, int KEYS> struct PrefillShape {
 // `cache` and `fresh` map the cache as [line][D] and the chunks' keys and values as [row][2 · n_kv · D], in boxes of
 // 16 rows and 64 columns.
 template <int D, int KEYS>
-__device__ __forceinline__ void attend_prefill(const Step &s, const Cache &c, const bf16 *q, int q_stride,
-                                               const TensorMap *cache, const TensorMap *fresh, bf16 *out, int n_q,
+__device__ __forceinline__ void attend_prefill(const Step &s, const Cache &c, const Number *q, int q_stride,
+                                               const TensorMap *cache, const TensorMap *fresh, Number *out, int n_q,
                                                float scale_log2, int e0, int ends_only) {
   using Shape = PrefillShape<D, KEYS>;
   constexpr int QUERIES = Shape::QUERIES, STAGES = Shape::STAGES, TILE_BYTES = Shape::TILE_BYTES;
@@ -93,7 +93,7 @@ __device__ __forceinline__ void attend_prefill(const Step &s, const Cache &c, co
   for (int i = threadIdx.x % 128; i < 64 * D / 8; i += 128) {  // the warpgroup's queries
     int r = group * 64 + i / (D / 8), chunk = i % (D / 8);
     bool valid = q0 + r < len;
-    const bf16 *from = q + (size_t)(first_row + (valid ? q0 + r : 0)) * q_stride + h * D + chunk * 8;
+    const Number *from = q + (size_t)(first_row + (valid ? q0 + r : 0)) * q_stride + h * D + chunk * 8;
     copy16(q_at + chunk / 8 * Q_PANEL + panel_offset(r, chunk % 8), from, valid);
   }
   copies_commit();
@@ -228,7 +228,7 @@ __device__ __forceinline__ void attend_prefill(const Step &s, const Cache &c, co
     total[r] += __shfl_xor_sync(~0u, total[r], 2);
     int query = q0 + group * 64 + warp * 16 + g + 8 * r;
     if (query >= len) continue;
-    bf16 *to = out + ((size_t)(first_row + query) * n_q + h) * D;
+    Number *to = out + ((size_t)(first_row + query) * n_q + h) * D;
     float scale = 1.f / total[r];
 #pragma unroll
     for (int j = 0; j < D / 8; j++)
@@ -238,8 +238,8 @@ __device__ __forceinline__ void attend_prefill(const Step &s, const Cache &c, co
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
 #define PREFILL(D, KEYS)                                                                                             \
   extern "C" __global__ __launch_bounds__(384, 1) void attend_wgmma_##D(                                            \
-      const __grid_constant__ Step s, const __grid_constant__ Cache c, const bf16 *q, int qs,                        \
-      const __grid_constant__ TensorMap cache, const __grid_constant__ TensorMap fresh, bf16 *o, int n,          \
+      const __grid_constant__ Step s, const __grid_constant__ Cache c, const Number *q, int qs,                        \
+      const __grid_constant__ TensorMap cache, const __grid_constant__ TensorMap fresh, Number *o, int n,          \
       float scale, int e0, int ends_only) {                                                                          \
     attend_prefill<D, KEYS>(s, c, q, qs, &cache, &fresh, o, n, scale, e0, ends_only);                                \
   }

@@ -8,6 +8,7 @@ use cudarc::cublaslt::{result, sys};
 
 use super::error::GpuError;
 use super::{Buffer, Device, Output, Product};
+use crate::ElementType;
 
 /// Algorithms of cuBLASLt that are tried for a shape.
 const CANDIDATES: usize = 8;
@@ -19,10 +20,9 @@ const WORKSPACE_BYTES: usize = 64 << 20;
 /// What is multiplied.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub(super) enum Numbers {
-    F32,
-    Bf16,
-    /// Eight bits, with a factor for each row of the matrix and of the activations; results as of bf16.
-    Fp8,
+    Plain(ElementType),
+    /// Eight bits, with a factor for each row of the matrix and of the activations; results as of this type.
+    Fp8(ElementType),
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -119,11 +119,14 @@ impl Products {
     ) -> Result<Plan, GpuError> {
         let failed = |e: result::CublasError| blas("planning", &shape, e);
         let f32 = sys::cudaDataType_t::CUDA_R_32F;
-        let bf16 = sys::cudaDataType_t::CUDA_R_16BF;
+        let type_of = |element| match element {
+            ElementType::F32 => f32,
+            ElementType::Bf16 => sys::cudaDataType_t::CUDA_R_16BF,
+            ElementType::F16 => sys::cudaDataType_t::CUDA_R_16F,
+        };
         let (number, stored) = match shape.numbers {
-            Numbers::F32 => (f32, f32),
-            Numbers::Bf16 => (bf16, bf16),
-            Numbers::Fp8 => (sys::cudaDataType_t::CUDA_R_8F_E4M3, bf16),
+            Numbers::Plain(element) => (type_of(element), type_of(element)),
+            Numbers::Fp8(element) => (sys::cudaDataType_t::CUDA_R_8F_E4M3, type_of(element)),
         };
         let out = if shape.output == Output::Store {
             stored

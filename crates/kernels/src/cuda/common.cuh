@@ -1,13 +1,10 @@
-// What every kernel file shares: number types, the step's description, where cached keys and values lie.
+// What every kernel file shares: the step's description, where cached keys and values lie, sums over threads.
 //
 // Every kernel begins with `begin()`: it lets the next kernel of the stream be scheduled early and then waits for
 // the kernels before it (programmatic dependent launch). What a kernel reads before the wait must not be written
 // by any kernel of the step: weights only.
 #pragma once
-#include <cuda_bf16.h>
 #include <stdint.h>
-
-using bf16 = __nv_bfloat16;
 
 __device__ __forceinline__ void allow_next() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
 __device__ __forceinline__ void wait_previous() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
@@ -15,12 +12,6 @@ __device__ __forceinline__ void begin() {
   allow_next();
   wait_previous();
 }
-
-__device__ __forceinline__ float to_f32(float x) { return x; }
-__device__ __forceinline__ float to_f32(bf16 x) { return __bfloat162float(x); }
-template <typename T> __device__ __forceinline__ T from_f32(float x);
-template <> __device__ __forceinline__ float from_f32<float>(float x) { return x; }
-template <> __device__ __forceinline__ bf16 from_f32<bf16>(float x) { return __float2bfloat16_rn(x); }
 
 // A step's integers on the device; mirrors `StepPointers` in step.rs.
 // Rows are new tokens, entries are sequences; a row with pos < 0 is padding.

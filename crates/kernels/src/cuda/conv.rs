@@ -3,7 +3,6 @@
 use super::attention::CacheShape;
 use super::device::{Grid, arguments};
 use super::error::GpuError;
-use super::rows::suffixed;
 use super::{Device, Span, Step};
 use crate::ElementType;
 
@@ -71,14 +70,14 @@ impl Device {
             threads: 256,
             shared_bytes: 0,
         };
-        let kernel = match cache.head_dim.is_multiple_of(16) {
-            true => suffixed(element, "conv_rope_f32", "conv_rope_bf16_8"),
-            false => suffixed(element, "conv_rope_f32", "conv_rope_bf16"),
+        let kernel = match element.is_sixteen_bits() && cache.head_dim.is_multiple_of(16) {
+            true => "conv_rope_8",
+            false => "conv_rope",
         };
         let (cache, layer) = (cache.raw(), layer.raw(element, cache, n_rows));
         let first_row = first_row as i32;
         // SAFETY: parameter types as in conv.cu; sizes checked above, blocks, slots and positions by the step's maker.
-        unsafe { self.launch(kernel, &grid, arguments![step, cache, layer, first_row]) }
+        unsafe { self.launch_for(element, kernel, &grid, arguments![step, cache, layer, first_row]) }
     }
 
     /// After a chunk's attention: its keys and values to the cache, its last raw rows to the carry. Rows from
@@ -96,13 +95,13 @@ impl Device {
             threads: 256,
             shared_bytes: 0,
         };
-        let kernel = match cache.head_dim.is_multiple_of(8) {
-            true => suffixed(element, "commit_f32", "commit_bf16_8"),
-            false => suffixed(element, "commit_f32", "commit_bf16"),
+        let kernel = match element.is_sixteen_bits() && cache.head_dim.is_multiple_of(8) {
+            true => "commit_8",
+            false => "commit",
         };
         let (cache, layer) = (cache.raw(), layer.raw(element, cache, n_rows));
         let first_row = first_row as i32;
         // SAFETY: as in `conv_rope`.
-        unsafe { self.launch(kernel, &grid, arguments![step, cache, layer, first_row]) }
+        unsafe { self.launch_for(element, kernel, &grid, arguments![step, cache, layer, first_row]) }
     }
 }

@@ -9,7 +9,8 @@ use cudarc::driver::{CudaContext, CudaStream, DriverError, result, sys};
 
 use super::blas::Products;
 use super::error::{During, GpuError};
-use super::modules;
+use super::modules::{self, Module};
+use crate::ElementType;
 
 /// Shared memory of a block that has to be asked for beyond this many bytes.
 const PLAIN_SHARED_BYTES: i32 = 48 << 10;
@@ -20,7 +21,8 @@ pub(super) const MAX_SHARED_BYTES: u32 = 227 << 10;
 pub struct Device {
     context: Arc<CudaContext>,
     stream: Arc<CudaStream>,
-    kernels: HashMap<&'static str, sys::CUfunction>,
+    /// By the type that they were compiled for and name.
+    kernels: HashMap<(Option<ElementType>, &'static str), sys::CUfunction>,
     modules: Vec<sys::CUmodule>,
     pub(super) n_multiprocessors: usize,
     pub(super) products: RefCell<Option<Products>>,
@@ -118,15 +120,20 @@ impl Device {
     }
 
     fn load_kernels(&mut self) -> Result<(), GpuError> {
-        for (code, names) in modules::all() {
-            if names[0].starts_with("attend_wgmma") && !self.has_wgmma() {
+        for Module {
+            code,
+            element,
+            kernels,
+        } in modules::all()
+        {
+            if kernels[0].starts_with("attend_wgmma") && !self.has_wgmma() {
                 continue;
             }
             // SAFETY: `code` is a whole cubin made by nvcc, and names its own length.
             let module =
                 unsafe { result::module::load_data(code.as_ptr().cast()) }.during("loading kernels")?;
             self.modules.push(module);
-            for name in names {
+            for name in kernels {
                 let symbol = CString::new(*name).unwrap_or_default();
                 // SAFETY: the module was loaded above and lives as long as the device.
                 let kernel =
@@ -141,7 +148,7 @@ impl Device {
                     unsafe { result::function::set_function_attribute(kernel, attribute, bytes) }
                         .during("asking for shared memory")?;
                 }
-                self.kernels.insert(name, kernel);
+                self.kernels.insert((element, name), kernel);
             }
         }
         Ok(())
@@ -192,8 +199,8 @@ impl Device {
         &self.stream
     }
 
-    /// Launches a kernel, allowing it to be scheduled before the one before it has ended: every kernel of ours
-    /// waits for that itself (`begin` in common.cuh).
+    /// Launches a kernel of a file that is compiled once, allowing it to be scheduled before the one before it has
+    /// ended: every kernel of ours waits for that itself (`begin` in common.cuh).
     ///
     /// # Safety
     /// `arguments` point to values of the kernel's parameter types, in order, and what they point to on the device
@@ -201,6 +208,33 @@ impl Device {
     pub(super) unsafe fn launch(
         &self,
         kernel: &'static str,
+        grid: &Grid,
+        arguments: &mut [*mut c_void],
+    ) -> Result<(), GpuError> {
+        // SAFETY: passed on to the caller.
+        unsafe { self.launch_any((None, kernel), grid, arguments) }
+    }
+
+    /// The same of a kernel of a file that is compiled for several types.
+    ///
+    /// # Safety
+    /// As of [`Device::launch`], parameter types being those of the file as compiled for `element`.
+    pub(super) unsafe fn launch_for(
+        &self,
+        element: ElementType,
+        kernel: &'static str,
+        grid: &Grid,
+        arguments: &mut [*mut c_void],
+    ) -> Result<(), GpuError> {
+        // SAFETY: passed on to the caller.
+        unsafe { self.launch_any((Some(element), kernel), grid, arguments) }
+    }
+
+    /// # Safety
+    /// As of [`Device::launch`].
+    unsafe fn launch_any(
+        &self,
+        kernel: (Option<ElementType>, &'static str),
         grid: &Grid,
         arguments: &mut [*mut c_void],
     ) -> Result<(), GpuError> {
@@ -231,13 +265,13 @@ impl Device {
         unsafe {
             sys::cuLaunchKernelEx(
                 &config,
-                self.kernels[kernel],
+                self.kernels[&kernel],
                 arguments.as_mut_ptr(),
                 std::ptr::null_mut(),
             )
         }
         .result()
-        .during(kernel)
+        .during(kernel.1)
     }
 }
 

@@ -1,4 +1,4 @@
-//! Products with few rows of bf16 activations, where the matrix's way out of memory is all that counts.
+//! Products with few rows of activations, bf16 or f16, where the matrix's way out of memory is all that counts.
 //!
 //! The norms between these products have no kernel of their own: see [`PendingNorm`].
 
@@ -17,10 +17,11 @@ const TILE_ROWS: usize = 48;
 /// A norm whose division is left to the product that reads it.
 ///
 /// `x / rms(x) · weight` is `(x · weight) / rms(x)`, and a product can be divided as well as its factor. So whoever
-/// makes the residual stream writes `x · weight` too, and its sums of squares.
+/// makes the residual stream writes `x · weight` too, and its sums of squares. That is for bf16 alone: the residual
+/// stream is f32, and what it may be times the weight is beyond f16, which ends at 65504.
 #[derive(Clone, Copy)]
 pub struct PendingNorm<'a> {
-    /// `x · weight`, `[rows][width]`, bf16.
+    /// `x · weight`, `[rows][width]`, in bf16.
     pub scaled: Span<'a>,
     /// f32, `[rows]` times [`Device::norm_parts`].
     pub squares: Span<'a>,
@@ -172,12 +173,12 @@ impl Product<'_> {
     }
 
     fn has_few(&self) -> bool {
-        self.element == ElementType::Bf16 && self.n_in.is_multiple_of(8)
+        self.element.is_sixteen_bits() && self.n_in.is_multiple_of(8)
     }
 
-    /// Whether [`Device::multiply_few`] and its like do this product for so many rows.
+    /// Whether [`Device::multiply_few`] and its like do this product for so many rows, [norms](PendingNorm) included.
     pub fn suits_few(&self, n_rows: usize) -> bool {
-        self.has_few() && n_rows <= FEW_ROWS
+        self.has_few() && self.element == ElementType::Bf16 && n_rows <= FEW_ROWS
     }
 }
 
@@ -233,6 +234,12 @@ impl Device {
     ) -> Result<(), GpuError> {
         let (n_out, n_in, n_rows) = (p.product.n_out, p.product.n_in, p.n_rows);
         assert!(n_rows <= p.product.few_rows(), "{n_rows} rows of {n_in} inputs");
+        let has_norm = next.is_some() || matches!(p.x, Few::Normed(_));
+        assert!(
+            !has_norm || p.product.element == ElementType::Bf16,
+            "a norm pending in {:?}",
+            p.product.element
+        );
         let parts = self.norm_parts();
         let (x, squares, eps) = match p.x {
             Few::Plain(x) => (x, 0, 0.0),
@@ -271,6 +278,6 @@ impl Device {
             shared_bytes: kernels.shared_bytes(),
         };
         // SAFETY: the parameter is as in gemv.cuh; sizes checked above.
-        unsafe { self.launch(kernel, &grid, arguments![raw]) }
+        unsafe { self.launch_for(p.product.element, kernel, &grid, arguments![raw]) }
     }
 }

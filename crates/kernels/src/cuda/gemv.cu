@@ -1,4 +1,4 @@
-// Products of a bf16 matrix with few rows of activations.
+// Products of a matrix of sixteen bits with few rows of activations.
 #include "gemv.cuh"
 
 // By the most rows of activations; what fits into a multiprocessor's shared memory, and was fastest. `few.rs` knows

@@ -1,4 +1,4 @@
-// Products of a matrix with a few rows of bf16 activations: as fast as the matrix can be read.
+// Products of a matrix with a few rows of activations, bf16 or f16: as fast as the matrix can be read.
 //
 // The grid is as large as the GPU, and every block makes an equal share of the outputs, some tens at a time. Its warps
 // share the sum over the inputs: each takes every so-manieth chunk of inputs, of all the share's matrix rows, through
@@ -8,7 +8,7 @@
 //
 // A norm around a product costs no launch: x / rms(x) · w is (x · w) / rms(x), and the division can wait until after
 // the product. Who makes the residual x also writes x · w and its blocks' sums of squares (`norm_weight`), and the
-// product that reads x · w divides its results (`squares`).
+// product that reads x · w divides its results (`squares`). Not for f16, beyond which x · w may be: few.rs.
 #pragma once
 #include "mma.cuh"
 
@@ -20,7 +20,7 @@ struct Gemv {
   // The format's scales, [n_in / K][rows of the matrix], or a factor of each of the matrix's rows, f32; null where it
   // has none.
   const void *scales;
-  const bf16 *x;       // [n_rows][n_in]
+  const Number *x;     // [n_rows][n_in]
   void *y;             // [n_rows][n_out]
   int n_out, n_in, n_rows;
   // What x is yet to be divided by: sums of squares [n_rows][n_squares] of n_in numbers; null: nothing.
@@ -29,8 +29,8 @@ struct Gemv {
   float eps;
   // What the norm after ADD_F32 needs: weight [n_out], y · weight [n_rows][n_out], sums of squares
   // [n_rows][blocks of the grid]; null: nothing.
-  const bf16 *norm_weight;
-  bf16 *scaled;
+  const Number *norm_weight;
+  Number *scaled;
   float *sums;
 };
 
@@ -43,7 +43,7 @@ template <int PIECES> __device__ __forceinline__ uint32_t piece_at(int row, int 
 // else lies beside the codes: 8 bytes or a multiple of 16), and how a stage is multiplied: codes [TILES · 16] rows, x
 // [COLUMNS · 8] rows, scales. Where ROW_UNIT is not 0, results are multiplied by it and by their matrix row's factor.
 //
-// bf16 numbers; n_in a multiple of 8.
+// Numbers of sixteen bits; n_in a multiple of 8.
 struct Plain {
   static constexpr int K = 64, ROW_BYTES = 128, SCALE_BYTES = 0;
   static constexpr float ROW_UNIT = 0.f;
@@ -236,15 +236,15 @@ __device__ __forceinline__ void gemv(const Gemv &p) {
         if (MODE == SWIGLU) {
           float up = sum(n, j + OUTS);
           if (Format::ROW_UNIT != 0.f) up *= factor[1][i];
-          ((bf16 *)p.y)[at] = __float2bfloat16_rn(v / (1.f + __expf(-v)) * up);
+          ((Number *)p.y)[at] = from_f32<Number>(v / (1.f + __expf(-v)) * up);
         }
-        if (MODE == STORE) ((bf16 *)p.y)[at] = __float2bfloat16_rn(v);
+        if (MODE == STORE) ((Number *)p.y)[at] = from_f32<Number>(v);
         if (MODE == STORE_F32) ((float *)p.y)[at] = v;
         if (MODE == ADD_F32) {
           v += old[turn][i];
           ((float *)p.y)[at] = v;
           if (p.norm_weight) {
-            p.scaled[at] = __float2bfloat16_rn(v * to_f32(p.norm_weight[begin + j]));
+            p.scaled[at] = from_f32<Number>(v * to_f32(p.norm_weight[begin + j]));
             squares[turn] += v * v;
           }
         }

@@ -1,29 +1,39 @@
-// Products of a quantised matrix with few rows of bf16 activations; quantized.cu makes and unmakes such matrices.
+// Products of a quantised matrix with few rows of activations, bf16 or f16; codes.cu makes such matrices, quantized.cu
+// unmakes them.
 //
 // Formats keep ggml's numbers in another order. Codes are [row][n_in], a chunk of 128 inputs four blocks of 32 that
 // share a scale; scales are [chunk][row][4]. Within a block, codes are permuted so that what ldmatrix hands to a lane
 // are the weights that the tensor core wants beside the activations which ldmatrix hands to it: of inputs 0–31, lane t
 // of a row's four has 2t, 2t + 1, 2t + 8, 2t + 9, 2t + 16 and so on.
 //
-// Codes become bf16 exactly; what shares a scale is summed apart and scaled in f32. So the result is that of the
-// dequantised weights up to f32's rounding.
-#include <cuda_fp16.h>
-
+// Codes become numbers of the activations' type exactly; what shares a scale is summed apart and scaled in f32. So the
+// result is that of the dequantised weights up to f32's rounding.
 #include "gemv.cuh"
 
-__device__ __forceinline__ uint32_t minus(uint32_t a, uint32_t b) {
-  __nv_bfloat162 d = __hsub2(*(__nv_bfloat162 *)&a, *(__nv_bfloat162 *)&b);
-  return *(uint32_t *)&d;
-}
+// A code's bits in the mantissa of a number whose last bit is worth one are that number and the code. Where a nibble's
+// last bit is worth one, NIBBLE_SHIFT bits higher, the number is smaller, and so is what is later subtracted.
+#if defined(NUMBER_BF16)
+constexpr uint32_t ONES = 0x3f803f80;
+constexpr uint32_t WHOLE = 0x43004300, WHOLE_AND_32 = 0x43204320;  // 128, 160
+constexpr int NIBBLE_SHIFT = 0;
+constexpr uint32_t NIBBLE_BASE = WHOLE;
+constexpr float NIBBLE_OFFSET = 128.f;
+#else
+constexpr uint32_t ONES = 0x3c003c00;
+constexpr uint32_t WHOLE = 0x64006400, WHOLE_AND_32 = 0x64206420;  // 1024, 1056
+constexpr int NIBBLE_SHIFT = 4;
+constexpr uint32_t NIBBLE_BASE = 0x54005400;
+constexpr float NIBBLE_OFFSET = 64.f;
+#endif
 
 // Q8_0: signed bytes; scales f16. A lane's four bytes are inputs 2t, 2t + 8, 2t + 1, 2t + 9 of a half block.
 struct Bytes {
   static constexpr int K = 128, ROW_BYTES = 128, SCALE_BYTES = 8;
   static constexpr float ROW_UNIT = 0.f;
 
-  // Bytes 0 and 2 as bf16: 128 and the low seven bits, less 128 or, for negative ones, 256.
+  // Bytes 0 and 2 as numbers: the low seven bits, less 128 for negative ones.
   static __device__ __forceinline__ uint32_t numbers(uint32_t w) {
-    return minus(w & 0x007f007f | 0x43004300, w & 0x00800080 | 0x43004300);
+    return minus(w & 0x007f007f | WHOLE, w & 0x00800080 | WHOLE);
   }
   template <int TILES, int COLUMNS>
   static __device__ __forceinline__ void multiply(float (&acc)[TILES][COLUMNS][4], uint32_t codes, uint32_t x,
@@ -65,13 +75,15 @@ struct Nibbles {
   static constexpr int K = 128, ROW_BYTES = 64, SCALE_BYTES = 16;
   static constexpr float ROW_UNIT = 0.f;
 
-  // Nibbles 0 and 4 as bf16, 128 too large.
-  static __device__ __forceinline__ uint32_t numbers(uint32_t w) { return w & 0x000f000f | 0x43004300; }
+  // Nibbles 0 and 4 as numbers, NIBBLE_OFFSET too large.
+  static __device__ __forceinline__ uint32_t numbers(uint32_t w) {
+    return w << NIBBLE_SHIFT & 0x000f000f << NIBBLE_SHIFT | NIBBLE_BASE;
+  }
 
   template <int TILES, int COLUMNS>
   static __device__ __forceinline__ void multiply(float (&acc)[TILES][COLUMNS][4], uint32_t codes, uint32_t x,
                                                   uint32_t scales) {
-    const uint32_t ones[4] = {0x3f803f80, 0x3f803f80, 0x3f803f80, 0x3f803f80};
+    const uint32_t ones[4] = {ONES, ONES, ONES, ONES};
     int lane = threadIdx.x % 32, g = lane / 4;
 #pragma unroll
     for (int pair = 0; pair < 2; pair++) {
@@ -95,8 +107,8 @@ struct Nibbles {
           uint32_t first[4] = {numbers(top), numbers(bottom), numbers(top >> 4), numbers(bottom >> 4)};
           uint32_t second[4] = {numbers(top >> 8), numbers(bottom >> 8), numbers(top >> 12), numbers(bottom >> 12)};
           float2 low = scale(scales, m * 16 + g, pair * 2 + i), high = scale(scales, m * 16 + g + 8, pair * 2 + i);
-          low.y += 128.f * low.x;
-          high.y += 128.f * high.x;
+          low.y += NIBBLE_OFFSET * low.x;
+          high.y += NIBBLE_OFFSET * high.x;
 #pragma unroll
           for (int c = 0; c < COLUMNS; c++) {
             float part[4] = {};
@@ -126,9 +138,9 @@ struct Sixes {
   static constexpr int K = 128, ROW_BYTES = 64, SCALE_BYTES = 48;
   static constexpr float ROW_UNIT = 0.f;
 
-  // Nibbles 0 and 4 with upper bits at 4 and 20 as bf16: 128 and the code, less 160.
+  // Nibbles 0 and 4 with upper bits at 4 and 20 as numbers, less 32.
   static __device__ __forceinline__ uint32_t numbers(uint32_t w, uint32_t upper) {
-    return minus(w & 0x000f000f | upper & 0x00300030 | 0x43004300, 0x43204320);
+    return minus(w & 0x000f000f | upper & 0x00300030 | WHOLE, WHOLE_AND_32);
   }
   template <int TILES, int COLUMNS>
   static __device__ __forceinline__ void multiply(float (&acc)[TILES][COLUMNS][4], uint32_t codes, uint32_t x,
@@ -187,19 +199,28 @@ struct Sixes {
 // FP8: floats of four bits of exponent and three of mantissa (E4M3), a factor for each row. A lane's bytes as in Bytes.
 //
 // Sign, exponent and mantissa in bf16's places are the number times 2^-120, subnormal ones included. Half of that is
-// made up for in the activations, which may be as large as 2^67, half in the rows' factors.
+// made up for in the activations, which may be as large as 2^67, half in the rows' factors. In f16's places they are the
+// number times 2^-8, all made up for in the factors.
 struct Floats {
   static constexpr int K = 128, ROW_BYTES = 128, SCALE_BYTES = 0;
+#if defined(NUMBER_BF16)
   static constexpr float ROW_UNIT = 0x1p60f;
-
-  // Bytes 0 and 2, and bytes 1 and 3.
-  static __device__ __forceinline__ uint32_t even(uint32_t w) { return w << 4 & 0x07f007f0 | w << 8 & 0x80008000; }
-  static __device__ __forceinline__ uint32_t odd(uint32_t w) { return w >> 4 & 0x07f007f0 | w & 0x80008000; }
+  static constexpr int SHIFT = 4;  // of a byte's lower seven bits
   static __device__ __forceinline__ uint32_t lifted(uint32_t x) {
     const uint32_t two_to_60 = 0x5d805d80;
     __nv_bfloat162 v = __hmul2(*(__nv_bfloat162 *)&x, *(__nv_bfloat162 *)&two_to_60);
     return *(uint32_t *)&v;
   }
+#else
+  static constexpr float ROW_UNIT = 0x1p8f;
+  static constexpr int SHIFT = 7;
+  static __device__ __forceinline__ uint32_t lifted(uint32_t x) { return x; }
+#endif
+  static constexpr uint32_t LOWER = 0x007f007f << SHIFT, SIGN = 0x80008000;
+
+  // Bytes 0 and 2, and bytes 1 and 3.
+  static __device__ __forceinline__ uint32_t even(uint32_t w) { return w << SHIFT & LOWER | w << 8 & SIGN; }
+  static __device__ __forceinline__ uint32_t odd(uint32_t w) { return w >> (8 - SHIFT) & LOWER | w & SIGN; }
   template <int TILES, int COLUMNS>
   static __device__ __forceinline__ void multiply(float (&acc)[TILES][COLUMNS][4], uint32_t codes, uint32_t x, uint32_t) {
     int lane = threadIdx.x % 32;

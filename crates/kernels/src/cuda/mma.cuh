@@ -1,11 +1,12 @@
-// Tensor core and asynchronous copy instructions, bf16 in, f32 out.
+// Tensor core and asynchronous copy instructions, sixteen bits in, f32 out.
 #pragma once
-#include "common.cuh"
+#include "number.cuh"
 
 // d += a · b: a 16×16 row-major, b 16×8 column-major, d 16×8.
 __device__ __forceinline__ void mma(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      "mma.sync.aligned.m16n8k16.row.col.f32." NUMBER_NAME "." NUMBER_NAME
+      ".f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
@@ -45,12 +46,7 @@ __device__ __forceinline__ void copies_commit() { asm volatile("cp.async.commit_
 template <int N> __device__ __forceinline__ void copies_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
 }
-__device__ __forceinline__ uint32_t pack(float low, float high) {
-  __nv_bfloat162 v = __floats2bfloat162_rn(low, high);
-  return *(uint32_t *)&v;
-}
-__device__ __forceinline__ float2 unpack(uint32_t v) { return __bfloat1622float2(*(__nv_bfloat162 *)&v); }
-// Byte offset of 16-byte chunk `chunk` of row `row` in a tile of rows of D bf16. Chunks are permuted within a row,
+// Byte offset of 16-byte chunk `chunk` of row `row` in a tile of rows of D numbers. Chunks are permuted within a row,
 // so that eight rows' equal chunks lie in different banks.
 template <int D> __device__ __forceinline__ uint32_t swizzled(int row, int chunk) {
   return (uint32_t)(row * (D / 8) + (chunk ^ (row & 7))) * 16;

@@ -1,4 +1,4 @@
-//! Products with weight matrices: own kernels for few rows of bf16, cuBLASLt ([`super::blas`]) for all else.
+//! Products with weight matrices: own kernels for few rows of sixteen bits, cuBLASLt ([`super::blas`]) for all else.
 
 use super::blas::{Numbers, Shape};
 use super::error::GpuError;
@@ -6,13 +6,13 @@ use super::quantized::Rounded;
 use super::{Device, Few, FewRows, QuantFormat, QuantMatrix, Span};
 use crate::ElementType;
 
-/// Rows up to which a quantised matrix is read anew for every few rows: to make bf16 of it and read that takes longer.
+/// Rows up to which a quantised matrix is read anew for every few rows: to write it out and read that takes longer.
 const FEW_READINGS_ROWS: usize = 64;
 
 /// What becomes of a product.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Output {
-    /// Stored in the weights' type.
+    /// Stored in the weights' type. Of many rows, what is beyond f16 is infinite, which readers take for its largest number.
     Store,
     /// Stored as f32.
     StoreF32,
@@ -25,11 +25,11 @@ pub enum Output {
 pub enum Weights<'a> {
     /// Numbers of the product's type.
     Plain(Span<'a>),
-    /// Quantised; for bf16 activations.
+    /// Quantised; for activations of sixteen bits.
     Quantized {
         /// The matrix.
         matrix: &'a QuantMatrix,
-        /// Where many rows are multiplied, room for the matrix in bf16, or for [`Weights::rounded_bytes`].
+        /// Where many rows are multiplied, room for the matrix in their type, or for [`Weights::rounded_bytes`].
         scratch: Span<'a>,
     },
 }
@@ -97,7 +97,7 @@ impl Device {
     ) -> Result<(), GpuError> {
         if let Some((matrix, rounded)) = self.rounded(p, n_rows) {
             if let Rows::Plain(x) = x {
-                self.round_rows(x, &rounded)?;
+                self.round_rows(p.element, x, &rounded)?;
             }
             return self.multiply_rounded(p, matrix, &rounded, y, output);
         }
@@ -114,7 +114,7 @@ impl Device {
                 .slices(n_rows, x, y, output)
                 .try_for_each(|few| self.multiply_few(&few, output)),
             Weights::Quantized { matrix, scratch } => {
-                matrix.dequantize(self, scratch)?;
+                matrix.dequantize(self, p.element, scratch)?;
                 self.multiply_many(p, scratch, x, y, n_rows, output)
             }
         }
@@ -132,7 +132,7 @@ impl Device {
         eps: f32,
     ) -> Result<Rows<'a>, GpuError> {
         if let Some((_, rounded)) = self.rounded(next, padded_rows) {
-            self.rms_norm_rounded(x, weight, &rounded, n_rows, eps)?;
+            self.rms_norm_rounded(next.element, x, weight, &rounded, n_rows, eps)?;
             return Ok(Rows::Rounded);
         }
         self.rms_norm(next.element, x, weight, y, None, None, (n_rows, next.n_in), eps)?;
@@ -168,14 +168,10 @@ impl Device {
         n_rows: usize,
         output: Output,
     ) -> Result<(), GpuError> {
-        let numbers = match p.element {
-            ElementType::F32 => Numbers::F32,
-            ElementType::F16 | ElementType::Bf16 => Numbers::Bf16,
-        };
         let matrix = matrix.holding(p.n_out * p.n_in, p.element.size());
         let x = x.holding(n_rows * p.n_in, p.element.size());
         let y = y.holding(n_rows * p.n_out, output.size(p.element));
-        let shape = Shape::of(p, n_rows, numbers, output);
+        let shape = Shape::of(p, n_rows, Numbers::Plain(p.element), output);
         // SAFETY: sizes were checked above.
         unsafe { self.multiply_by_blas(shape, [matrix, x, y], None) }
     }
@@ -195,7 +191,7 @@ impl Device {
             x.codes.holding(x.n_rows * p.n_in, 1),
             x.factors.holding(x.n_rows, 4),
         );
-        let shape = Shape::of(p, x.n_rows, Numbers::Fp8, output);
+        let shape = Shape::of(p, x.n_rows, Numbers::Fp8(p.element), output);
         // SAFETY: sizes were checked above; an FP8 matrix has a factor for each row.
         unsafe { self.multiply_by_blas(shape, [codes, x_codes, y], Some([matrix_factors, x_factors])) }
     }
@@ -228,7 +224,7 @@ impl Device {
         }
         self.multiply(&both, x, scratch, n_rows, Output::Store)?;
         if let Some((_, rounded)) = self.rounded(next, n_rows) {
-            self.swiglu_rounded(scratch, &rounded)?;
+            self.swiglu_rounded(next.element, scratch, &rounded)?;
             return Ok(Rows::Rounded);
         }
         self.swiglu(p.element, scratch, act, n_rows, p.n_out)?;

@@ -1,83 +1,10 @@
-// Makes and unmakes the matrices of gemv_quant.cu, which says how they lie.
-#include <cuda_fp16.h>
+// Unmakes the matrices of gemv_quant.cu, which says how they lie, and makes rows of eight-bit floats.
 #include <cuda_fp8.h>
 
+#include "codes.cuh"
 #include "mma.cuh"
 
-// Where input `i` of a block is: byte of 32 for bytes and floats, nibble of 32 for nibbles and sixes.
-__device__ __forceinline__ int byte_of(int i) { return i / 16 * 16 + i % 8 / 2 * 4 + i / 8 % 2 + i % 2 * 2; }
-__device__ __forceinline__ int nibble_of(int i) { return i % 8 / 2 * 8 + i / 8 + i % 2 * 4; }
-
-// What lies beside the codes of a row's chunk, of sixes: upper bits, then scales.
-constexpr int SIXES_BESIDE = 48, SIXES_SCALES = 32;
-// Byte and bit of the upper bits of input `i` of a block.
-__device__ __forceinline__ int upper_byte_of(int block, int i) {
-  return block % 4 / 2 * 16 + i % 8 / 2 * 4 + i % 2 * 2 + block % 2;
-}
-__device__ __forceinline__ int upper_bit_of(int i) { return i / 8 * 2; }
-
-__device__ __forceinline__ __half half_at(const uint8_t *p) { return __ushort_as_half((unsigned short)(p[0] | p[1] << 8)); }
-
-// Formats by number, as quantized.rs has them.
-enum Format { Q8_0 = 0, Q4_0 = 1, Q4_K = 2, Q6_K = 3, FP8 = 4 };
-
-// From ggml's blocks, [row][n_in / columns of a block], to codes and scales of rows from `row0` on of a matrix of
-// `n_out` rows. A thread does 32 inputs.
-extern "C" __global__ void arrange(const uint8_t *blocks, uint8_t *codes, uint8_t *scales, int n_rows, int n_in, int row0,
-                                   int n_out, int format) {
-  begin();
-  int n_blocks = n_in / 32;
-  for (size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x; i < (size_t)n_rows * n_blocks;
-       i += (size_t)gridDim.x * blockDim.x) {
-    size_t row = i / n_blocks;
-    int block = i % n_blocks;
-    size_t place = (size_t)(block / 4) * n_out + row0 + row;  // of the chunk's scales
-    if (format == Q8_0) {
-      const uint8_t *from = blocks + i * 34;
-      uint8_t *to = codes + ((row0 + row) * n_blocks + block) * 32;
-      for (int k = 0; k < 32; k++) to[byte_of(k)] = from[2 + k];
-      ((__half *)scales)[place * 4 + block % 4] = half_at(from);
-      continue;
-    }
-    uint8_t q[32];  // four bits each, of sixes six
-    if (format == Q4_0) {
-      const uint8_t *from = blocks + i * 18;
-      float scale = __half2float(half_at(from));
-      for (int k = 0; k < 32; k++) q[k] = from[2 + k % 16] >> k / 16 * 4 & 15;
-      ((__half2 *)scales)[place * 4 + block % 4] = __floats2half2_rn(scale, 8.f * scale);
-    } else if (format == Q4_K) {
-      const uint8_t *from = blocks + (row * (n_in / 256) + block / 8) * 144, *s = from + 4;
-      int j = block % 8;
-      int low = j < 4 ? s[j] & 63 : (s[j + 4] & 15) | s[j - 4] >> 6 << 4;
-      int high = j < 4 ? s[j + 4] & 63 : s[j + 4] >> 4 | s[j] >> 6 << 4;
-      for (int k = 0; k < 32; k++) q[k] = from[16 + j / 2 * 32 + k] >> j % 2 * 4 & 15;
-      ((__half2 *)scales)[place * 4 + block % 4] =
-          __floats2half2_rn(__half2float(half_at(from)) * low, __half2float(half_at(from + 2)) * high);
-    } else {  // Q6_K: halves of 128 inputs, of which 64 bytes have the lower bits and 32 the upper ones
-      const uint8_t *from = blocks + (row * (n_in / 256) + block / 8) * 210;
-      int half = block % 8 / 4, first = block % 4 * 32;
-      uint8_t *beside = scales + place * SIXES_BESIDE;
-      uint8_t upper[8] = {};  // of the word of each of four lanes, this block's two bytes
-      for (int k = 0; k < 32; k++) {
-        int c = first + k;
-        q[k] = from[half * 64 + c % 64] >> c / 64 * 4 & 15;
-        int top = from[128 + half * 32 + c % 32] >> c / 32 * 2 & 3;
-        upper[k % 8 / 2 * 2 + k % 2] |= top << upper_bit_of(k);
-      }
-      for (int k = 0; k < 8; k++) beside[upper_byte_of(block, k)] = upper[k];
-      float d = __half2float(half_at(from + 208));
-      for (int k = 0; k < 2; k++)
-        ((__half *)(beside + SIXES_SCALES))[block % 4 * 2 + k] =
-            __float2half_rn(d * (int8_t)from[192 + block % 8 * 2 + k]);
-    }
-    uint8_t packed[16] = {};
-    for (int k = 0; k < 32; k++) packed[nibble_of(k) / 2] |= q[k] << nibble_of(k) % 2 * 4;
-    uint8_t *to = codes + ((row0 + row) * n_blocks + block) * 16;
-    for (int k = 0; k < 16; k++) to[k] = packed[k];
-  }
-}
-
-// A row of bf16 numbers as eight-bit floats (E4M3) in the order of `byte_of`, over a factor of the row that makes 448, the
+// A row of numbers as eight-bit floats (E4M3) in the order of `byte_of`, over a factor of the row that makes 448, the
 // type's largest, of its largest number. A row with a number that is not finite has NaN for factor; one without any above
 // 1e-30 is zeros. `of(i, pairs)` gives sixteen numbers. A block a row, of at most 16 · KEPT numbers a thread.
 constexpr int KEPT = 3;
@@ -124,22 +51,22 @@ template <class Of> __device__ __forceinline__ void round_row(Of of, uint8_t *co
     ((uint4 *)codes)[i] = make_uint4(words[0], words[1], words[2], words[3]);
   }
 }
-__device__ __forceinline__ void sixteen(const bf16 *from, int i, uint32_t (&pairs)[8]) {
+__device__ __forceinline__ void sixteen(const Number *from, int i, uint32_t (&pairs)[8]) {
   uint4 v[2] = {((const uint4 *)from)[2 * i], ((const uint4 *)from)[2 * i + 1]};
   const uint32_t *words = (const uint32_t *)v;
 #pragma unroll
   for (int j = 0; j < 8; j++) pairs[j] = words[j];
 }
 
-// Of rows of bf16.
-extern "C" __global__ void round_rows(const bf16 *from, uint8_t *codes, float *factors, int width) {
+// Of rows as they are.
+extern "C" __global__ void round_rows(const Number *from, uint8_t *codes, float *factors, int width) {
   begin();
   size_t at = (size_t)blockIdx.x * width;
   round_row([&](int i, uint32_t(&pairs)[8]) { sixteen(from + at, i, pairs); }, codes + at, factors + blockIdx.x, width);
 }
 
 // Of rows of f32 after their norm, as `rms_norm` in rows.cu has it.
-extern "C" __global__ void rms_norm_rounded(const float *x, const bf16 *weight, uint8_t *codes, float *factors, int width,
+extern "C" __global__ void rms_norm_rounded(const float *x, const Number *weight, uint8_t *codes, float *factors, int width,
                                             float eps) {
   __shared__ float scratch[33];
   begin();
@@ -166,9 +93,9 @@ extern "C" __global__ void rms_norm_rounded(const float *x, const bf16 *weight, 
 }
 
 // Of rows of gates and ups after SwiGLU, as `swiglu` in rows.cu has it.
-extern "C" __global__ void swiglu_rounded(const bf16 *gate_up, uint8_t *codes, float *factors, int width) {
+extern "C" __global__ void swiglu_rounded(const Number *gate_up, uint8_t *codes, float *factors, int width) {
   begin();
-  const bf16 *gates = gate_up + (size_t)blockIdx.x * 2 * width;
+  const Number *gates = gate_up + (size_t)blockIdx.x * 2 * width;
   auto of = [&](int i, uint32_t(&pairs)[8]) {
     uint32_t ups[8];
     sixteen(gates, i, pairs);
@@ -203,8 +130,8 @@ __device__ __forceinline__ float number(const uint8_t *codes, const uint8_t *sca
   return both.x * q - both.y;
 }
 
-// All of a matrix as bf16, [n_out][n_in]. A thread does 8 inputs of a block.
-template <int FORMAT> __device__ void dequantize(const uint8_t *codes, const uint8_t *scales, bf16 *to, int n_out, int n_in) {
+// All of a matrix as numbers of sixteen bits, [n_out][n_in]. A thread does 8 inputs of a block.
+template <int FORMAT> __device__ void dequantize(const uint8_t *codes, const uint8_t *scales, Number *to, int n_out, int n_in) {
   begin();
   int n_blocks = n_in / 32;
   for (size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x; i < (size_t)n_out * n_blocks * 4;
@@ -222,30 +149,15 @@ template <int FORMAT> __device__ void dequantize(const uint8_t *codes, const uin
     *(uint4 *)(to + row * n_in + block * 32 + part * 8) = make_uint4(eight[0], eight[1], eight[2], eight[3]);
   }
 }
-extern "C" __global__ void dequantize_bytes(const uint8_t *c, const uint8_t *s, bf16 *to, int n_out, int n_in) {
+extern "C" __global__ void dequantize_bytes(const uint8_t *c, const uint8_t *s, Number *to, int n_out, int n_in) {
   dequantize<Q8_0>(c, s, to, n_out, n_in);
 }
-extern "C" __global__ void dequantize_nibbles(const uint8_t *c, const uint8_t *s, bf16 *to, int n_out, int n_in) {
+extern "C" __global__ void dequantize_nibbles(const uint8_t *c, const uint8_t *s, Number *to, int n_out, int n_in) {
   dequantize<Q4_K>(c, s, to, n_out, n_in);
 }
-extern "C" __global__ void dequantize_sixes(const uint8_t *c, const uint8_t *s, bf16 *to, int n_out, int n_in) {
+extern "C" __global__ void dequantize_sixes(const uint8_t *c, const uint8_t *s, Number *to, int n_out, int n_in) {
   dequantize<Q6_K>(c, s, to, n_out, n_in);
 }
-extern "C" __global__ void dequantize_floats(const uint8_t *c, const uint8_t *s, bf16 *to, int n_out, int n_in) {
+extern "C" __global__ void dequantize_floats(const uint8_t *c, const uint8_t *s, Number *to, int n_out, int n_in) {
   dequantize<FP8>(c, s, to, n_out, n_in);
-}
-
-// Words at random in `codes`, and in `scales` of every `period` words the first `n_random`; all others are `scale`, so
-// that numbers have about the deviation given.
-extern "C" __global__ void random_codes(uint32_t *codes, size_t n, uint32_t *scales, size_t n_scales, int period,
-                                        int n_random, uint32_t scale, uint64_t seed) {
-  begin();
-  size_t stride = (size_t)gridDim.x * blockDim.x, first = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
-  auto drawn = [&](size_t i) {
-    uint64_t z = seed * 0x9e3779b97f4a7c15ull + i * 0xbf58476d1ce4e5b9ull + 0x94d049bb133111ebull;
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
-    return (uint32_t)((z ^ (z >> 27)) * 0x94d049bb133111ebull >> 32);
-  };
-  for (size_t i = first; i < n; i += stride) codes[i] = drawn(i);
-  for (size_t i = first; i < n_scales; i += stride) scales[i] = (int)(i % period) < n_random ? drawn(n + i) : scale;
 }

@@ -3,7 +3,7 @@
 use super::device::{Grid, arguments};
 use super::error::GpuError;
 use super::{Buffer, Device, Span};
-use crate::GgmlFormat;
+use crate::{ElementType, GgmlFormat};
 
 /// Inputs whose scales lie together.
 const CHUNK: usize = 128;
@@ -149,7 +149,7 @@ impl QuantMatrix {
             GgmlFormat::Q4K => 2,
             GgmlFormat::Q6K => 3,
         };
-        // SAFETY: parameter types as in quantized.cu; rows are within the matrix, blocks as long as they are.
+        // SAFETY: parameter types as in codes.cu; rows are within the matrix, blocks as long as they are.
         unsafe {
             device.launch(
                 "arrange",
@@ -160,11 +160,11 @@ impl QuantMatrix {
         device.synchronize()
     }
 
-    /// Sets all rows to those of `from`, bf16, rounded on the device.
+    /// Sets all rows to those of `from`, of sixteen bits, rounded on the device.
     ///
     /// # Panics
     /// If the format is not FP8: ggml's are encoded on the host.
-    pub fn round(&self, device: &Device, from: Span<'_>) -> Result<(), GpuError> {
+    pub fn round(&self, device: &Device, element: ElementType, from: Span<'_>) -> Result<(), GpuError> {
         assert_eq!(self.format, QuantFormat::Fp8, "rounded on the device");
         let to = Rounded {
             codes: self.codes.all(),
@@ -172,7 +172,7 @@ impl QuantMatrix {
             n_rows: self.n_out,
             width: self.n_in,
         };
-        device.round_rows(from, &to)
+        device.round_rows(element, from, &to)
     }
 
     /// Fills with random codes of one scale, so that numbers have about this deviation (and, but for bytes, mean zero).
@@ -197,7 +197,7 @@ impl QuantMatrix {
         };
         let (to, n) = (self.codes.all().ptr(), self.codes.n_bytes() / 4);
         let (scales, n_scales) = (self.scales.all().ptr(), self.scales.n_bytes() / 4);
-        // SAFETY: parameter types as in quantized.cu; both buffers are whole words.
+        // SAFETY: parameter types as in codes.cu; both buffers are whole words.
         unsafe {
             device.launch(
                 "random_codes",
@@ -227,8 +227,13 @@ impl QuantMatrix {
         (self.codes.all().ptr(), self.scales.all().ptr())
     }
 
-    /// All of it as bf16, `[n_out][n_in]`.
-    pub(super) fn dequantize(&self, device: &Device, to: Span<'_>) -> Result<(), GpuError> {
+    /// All of it as numbers of sixteen bits, `[n_out][n_in]`.
+    pub(super) fn dequantize(
+        &self,
+        device: &Device,
+        element: ElementType,
+        to: Span<'_>,
+    ) -> Result<(), GpuError> {
         let kernel = match self.codes() {
             Codes::Bytes => "dequantize_bytes",
             Codes::Nibbles => "dequantize_nibbles",
@@ -244,7 +249,7 @@ impl QuantMatrix {
         let (codes, scales) = (self.codes.all().ptr(), self.scales.all().ptr());
         let (n_out, n_in) = (self.n_out as i32, self.n_in as i32);
         // SAFETY: parameter types as in quantized.cu; sizes checked above.
-        unsafe { device.launch(kernel, &grid, arguments![codes, scales, to, n_out, n_in]) }
+        unsafe { device.launch_for(element, kernel, &grid, arguments![codes, scales, to, n_out, n_in]) }
     }
 }
 
@@ -281,17 +286,30 @@ impl Rounded<'_> {
 }
 
 impl Device {
-    /// Rows of bf16, `[n_rows][width]`, rounded.
-    pub(super) fn round_rows(&self, from: Span<'_>, to: &Rounded<'_>) -> Result<(), GpuError> {
+    /// Rows of sixteen bits, `[n_rows][width]`, rounded.
+    pub(super) fn round_rows(
+        &self,
+        element: ElementType,
+        from: Span<'_>,
+        to: &Rounded<'_>,
+    ) -> Result<(), GpuError> {
         let (grid, codes, factors) = to.launch(to.n_rows);
         let (from, width) = (from.holding(to.n_rows * to.width, 2), to.width as i32);
         // SAFETY: parameter types as in quantized.cu; sizes checked above.
-        unsafe { self.launch("round_rows", &grid, arguments![from, codes, factors, width]) }
+        unsafe {
+            self.launch_for(
+                element,
+                "round_rows",
+                &grid,
+                arguments![from, codes, factors, width],
+            )
+        }
     }
 
     /// The first `n_rows` rows of `x`, f32, after their norm ([`Device::rms_norm`]), rounded.
     pub(super) fn rms_norm_rounded(
         &self,
+        element: ElementType,
         x: Span<'_>,
         weight: Span<'_>,
         to: &Rounded<'_>,
@@ -303,7 +321,8 @@ impl Device {
         let width = to.width as i32;
         // SAFETY: parameter types as in quantized.cu; sizes checked above.
         unsafe {
-            self.launch(
+            self.launch_for(
+                element,
                 "rms_norm_rounded",
                 &grid,
                 arguments![x, weight, codes, factors, width, eps],
@@ -311,13 +330,19 @@ impl Device {
         }
     }
 
-    /// Rows of gates and ups, bf16, after SwiGLU ([`Device::swiglu`]), rounded.
-    pub(super) fn swiglu_rounded(&self, gate_up: Span<'_>, to: &Rounded<'_>) -> Result<(), GpuError> {
+    /// Rows of gates and ups after SwiGLU ([`Device::swiglu`]), rounded.
+    pub(super) fn swiglu_rounded(
+        &self,
+        element: ElementType,
+        gate_up: Span<'_>,
+        to: &Rounded<'_>,
+    ) -> Result<(), GpuError> {
         let (grid, codes, factors) = to.launch(to.n_rows);
         let (gate_up, width) = (gate_up.holding(to.n_rows * 2 * to.width, 2), to.width as i32);
         // SAFETY: parameter types as in quantized.cu; sizes checked above.
         unsafe {
-            self.launch(
+            self.launch_for(
+                element,
                 "swiglu_rounded",
                 &grid,
                 arguments![gate_up, codes, factors, width],

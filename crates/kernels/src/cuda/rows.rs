@@ -5,14 +5,6 @@ use super::error::GpuError;
 use super::{Device, Span, Step};
 use crate::ElementType;
 
-pub(super) fn suffixed(element: ElementType, f32: &'static str, bf16: &'static str) -> &'static str {
-    match element {
-        ElementType::F32 => f32,
-        ElementType::Bf16 => bf16,
-        ElementType::F16 => panic!("there are no f16 kernels for GPUs"),
-    }
-}
-
 impl Device {
     /// `x[row]` = row `token[row]` of `table` `[vocab][width]`, in f32; zeros for padding.
     pub fn embed(
@@ -30,9 +22,8 @@ impl Device {
             shared_bytes: 0,
         };
         let (table, x, width) = (table.ptr(), x.holding(n_rows * width, 4), width as i32);
-        let kernel = suffixed(element, "embed_f32", "embed_bf16");
         // SAFETY: parameter types as in rows.cu; sizes checked above, token ids by whoever made the step.
-        unsafe { self.launch(kernel, &grid, arguments![step, table, x, width]) }
+        unsafe { self.launch_for(element, "embed", &grid, arguments![step, table, x, width]) }
     }
 
     /// `y[i]` = row `rows[i]` of `x` (f32), over its root mean square, times `weight`; without `rows`, row `i`.
@@ -64,9 +55,15 @@ impl Device {
         let y_f32 = y_f32.map_or(0, |y| y.holding(n_rows * width, 4));
         let rows = rows.map_or(0, |rows| rows.holding(n_rows, 4));
         let width = width as i32;
-        let kernel = suffixed(element, "rms_norm_f32", "rms_norm_bf16");
         // SAFETY: parameter types as in rows.cu; sizes checked above.
-        unsafe { self.launch(kernel, &grid, arguments![x, weight, y, y_f32, rows, width, eps]) }
+        unsafe {
+            self.launch_for(
+                element,
+                "rms_norm",
+                &grid,
+                arguments![x, weight, y, y_f32, rows, width, eps],
+            )
+        }
     }
 
     /// `act[row]` = silu(first half of `gate_up[row]`) times its second half, each `width` wide.
@@ -78,7 +75,7 @@ impl Device {
         n_rows: usize,
         width: usize,
     ) -> Result<(), GpuError> {
-        let vectors = element == ElementType::Bf16 && width.is_multiple_of(8);
+        let vectors = element.is_sixteen_bits() && width.is_multiple_of(8);
         let grid = Grid {
             blocks: [(if vectors { width / 8 } else { width }).div_ceil(256), n_rows, 1],
             threads: 256,
@@ -87,9 +84,8 @@ impl Device {
         let gate_up = gate_up.holding(2 * n_rows * width, element.size());
         let act = act.holding(n_rows * width, element.size());
         let width = width as i32;
-        let kernel = suffixed(element, "swiglu_f32", "swiglu_bf16");
         // SAFETY: parameter types as in rows.cu; sizes checked above.
-        unsafe { self.launch(kernel, &grid, arguments![gate_up, act, width]) }
+        unsafe { self.launch_for(element, "swiglu", &grid, arguments![gate_up, act, width]) }
     }
 
     /// `chosen[row]` (i32) = the first index of the largest of `logits[row]`; -1 where one is NaN or infinite.
@@ -107,7 +103,7 @@ impl Device {
         };
         let (logits, chosen) = (logits.holding(n_rows * vocab, 4), chosen.holding(n_rows, 4));
         let vocab = vocab as i32;
-        // SAFETY: parameter types as in rows.cu; sizes checked above.
+        // SAFETY: parameter types as in plain.cu; sizes checked above.
         unsafe { self.launch("argmax", &grid, arguments![logits, chosen, vocab]) }
     }
 
@@ -150,7 +146,7 @@ impl Device {
             shared_bytes: 0,
         };
         let (from, to, rows, width) = (from.ptr(), to.ptr(), rows.ptr(), (row_bytes / 16) as i32);
-        // SAFETY: parameter types as in rows.cu; the dense side was checked, row numbers by the step's maker.
+        // SAFETY: parameter types as in plain.cu; the dense side was checked, row numbers by the step's maker.
         unsafe { self.launch("move_rows", &grid, arguments![from, to, rows, width, back]) }
     }
 
@@ -168,7 +164,7 @@ impl Device {
             shared_bytes: 0,
         };
         let (table, half) = (table.holding(positions * half, 8), half as i32);
-        // SAFETY: parameter types as in rows.cu; sizes checked above.
+        // SAFETY: parameter types as in plain.cu; sizes checked above.
         unsafe { self.launch("rope_table", &grid, arguments![table, half, theta]) }
     }
 
@@ -187,9 +183,15 @@ impl Device {
             shared_bytes: 0,
         };
         let (n, to) = (to.n_bytes() / element.size(), to.ptr());
-        let kernel = suffixed(element, "random_f32", "random_bf16");
         // SAFETY: parameter types as in rows.cu; `n` values lie in the span.
-        unsafe { self.launch(kernel, &grid, arguments![to, n, seed, mean, deviation]) }
+        unsafe {
+            self.launch_for(
+                element,
+                "random_fill",
+                &grid,
+                arguments![to, n, seed, mean, deviation],
+            )
+        }
     }
 
     /// Reads all of `from` once; nothing comes of it. What the memory's read bandwidth is measured with.
@@ -200,7 +202,7 @@ impl Device {
             shared_bytes: 0,
         };
         let (n, from, sink) = (from.n_bytes() / 16, from.ptr(), sink.holding(1, 4));
-        // SAFETY: parameter types as in rows.cu; `n` vectors lie in the span.
+        // SAFETY: parameter types as in plain.cu; `n` vectors lie in the span.
         unsafe { self.launch("read_all", &grid, arguments![from, n, sink]) }
     }
 }

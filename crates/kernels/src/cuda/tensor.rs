@@ -4,14 +4,25 @@ use cudarc::driver::sys;
 
 use super::Span;
 use super::error::{During, GpuError};
+use crate::ElementType;
 
-/// A bf16 matrix in boxes of 16 rows and 64 columns, laid out in shared memory as wgmma.cuh says.
+/// A matrix of sixteen bits in boxes of 16 rows and 64 columns, laid out in shared memory as wgmma.cuh says.
 #[repr(transparent)]
 pub(super) struct TensorMap(sys::CUtensorMap);
 
 impl TensorMap {
     /// The first `rows` rows of `width` columns of `data`. What a box has beyond them is zeros.
-    pub(super) fn new(data: Span<'_>, width: usize, rows: usize) -> Result<Self, GpuError> {
+    pub(super) fn new(
+        element: ElementType,
+        data: Span<'_>,
+        width: usize,
+        rows: usize,
+    ) -> Result<Self, GpuError> {
+        use sys::CUtensorMapDataType as Type;
+        let data_type = match element {
+            ElementType::F16 => Type::CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
+            ElementType::Bf16 | ElementType::F32 => Type::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+        };
         let address = data.holding(width * rows, 2) as *mut std::ffi::c_void;
         let sizes = [width as u64, rows as u64];
         let row_bytes = [width as u64 * 2];
@@ -22,7 +33,7 @@ impl TensorMap {
         unsafe {
             sys::cuTensorMapEncodeTiled(
                 &mut map,
-                sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+                data_type,
                 2,
                 address,
                 sizes.as_ptr(),

@@ -1,7 +1,7 @@
 // Hopper's asynchronous tensor core instructions and the barriers around them; compute capability 9.0 (sm_90a) only.
 //
-// A warpgroup, four warps, multiplies 64 rows by N columns. Operands in shared memory are panels of 64 bf16 columns,
-// 128 bytes a row, 16-byte chunks permuted as `panel_offset` says; a descriptor names one.
+// A warpgroup, four warps, multiplies 64 rows by N columns. Operands in shared memory are panels of 64 columns of
+// sixteen bits, 128 bytes a row, 16-byte chunks permuted as `panel_offset` says; a descriptor names one.
 #pragma once
 #include "mma.cuh"
 
@@ -75,7 +75,7 @@ template <int N> __device__ __forceinline__ void registers_down() {
 __device__ __forceinline__ void wgmma_rows(float (&d)[32], uint64_t a, uint64_t b, bool accumulate) {
   asm volatile(
       "{.reg .pred p; setp.ne.b32 p, %34, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {"
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32." NUMBER_NAME "." NUMBER_NAME " {"
       "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,"
       "%27,%28,%29,%30,%31"
       "}, %32, %33, p, 1, 1, 0, 0;}"
@@ -91,7 +91,7 @@ __device__ __forceinline__ void wgmma_rows(float (&d)[32], uint64_t a, uint64_t 
 __device__ __forceinline__ void wgmma_rows(float (&d)[64], uint64_t a, uint64_t b, bool accumulate) {
   asm volatile(
       "{.reg .pred p; setp.ne.b32 p, %66, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {"
+      "wgmma.mma_async.sync.aligned.m64n128k16.f32." NUMBER_NAME "." NUMBER_NAME " {"
       "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,"
       "%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,"
       "%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
@@ -111,7 +111,7 @@ __device__ __forceinline__ void wgmma_rows(float (&d)[64], uint64_t a, uint64_t 
 // d += a · b: 64 × 16 in registers (as of mma()), 16 × 64 of rows.
 __device__ __forceinline__ void wgmma_columns(float (&d)[32], const uint32_t (&a)[4], uint64_t b) {
   asm volatile(
-      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {"
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32." NUMBER_NAME "." NUMBER_NAME " {"
       "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,"
       "%27,%28,%29,%30,%31"
       "}, {%32,%33,%34,%35}, %36, 1, 1, 1, 1;"
@@ -126,7 +126,7 @@ __device__ __forceinline__ void wgmma_columns(float (&d)[32], const uint32_t (&a
 // d += a · b: 64 × 16 in registers (as of mma()), 16 × 128 of rows.
 __device__ __forceinline__ void wgmma_columns(float (&d)[64], const uint32_t (&a)[4], uint64_t b) {
   asm volatile(
-      "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {"
+      "wgmma.mma_async.sync.aligned.m64n128k16.f32." NUMBER_NAME "." NUMBER_NAME " {"
       "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,"
       "%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,"
       "%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
@@ -146,7 +146,7 @@ __device__ __forceinline__ void wgmma_columns(float (&d)[64], const uint32_t (&a
 // d += a · b: 64 × 16 in registers (as of mma()), 16 × 256 of rows.
 __device__ __forceinline__ void wgmma_columns(float (&d)[128], const uint32_t (&a)[4], uint64_t b) {
   asm volatile(
-      "wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 {"
+      "wgmma.mma_async.sync.aligned.m64n256k16.f32." NUMBER_NAME "." NUMBER_NAME " {"
       "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,"
       "%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,"
       "%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63,%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,"

@@ -50,7 +50,7 @@ impl MappedModel {
             request,
             config,
             source,
-            element: element_of(dtype)?,
+            element: element_of(dtype),
             place,
             quantizer: quantizer(dtype, formats)?,
             threads,
