@@ -36,7 +36,7 @@ impl ElementType {
 pub(crate) trait Element: Plain + std::fmt::Debug {
     const NAN: Self;
     fn to_f32(self) -> f32;
-    /// Nearest value, ties to even.
+    /// Nearest value, ties to even; of f16 its largest instead of infinity.
     fn from_f32(x: f32) -> Self;
     /// The value of as many bytes as it has.
     fn from_le_bytes(bytes: &[u8]) -> Self;
@@ -99,7 +99,7 @@ impl Element for f16 {
     }
 
     fn from_f32(x: f32) -> f16 {
-        f16::from_f32(x)
+        f16::from_f32(x.clamp(f16::MIN.to_f32(), f16::MAX.to_f32()))
     }
 
     fn from_le_bytes(bytes: &[u8]) -> f16 {
@@ -110,5 +110,21 @@ impl Element for f16 {
     unsafe fn load<S: Simd>(simd: S, ptr: *const f16) -> S::V {
         // SAFETY: passed on to the caller.
         unsafe { simd.load_f16(ptr) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_beyond_f16_becomes_its_largest_number_and_nan_stays_nan() {
+        let stored = |x: f32| Element::to_f32(<f16 as Element>::from_f32(x));
+        assert_eq!(stored(65_504.0), 65_504.0);
+        assert_eq!(stored(65_520.0), 65_504.0);
+        assert_eq!(stored(-1e30), -65_504.0);
+        assert_eq!(stored(f32::INFINITY), 65_504.0);
+        assert_eq!(stored(1.5), 1.5);
+        assert!(stored(f32::NAN).is_nan());
     }
 }

@@ -75,9 +75,18 @@ fn tensors(
     engine: &EngineConfig,
     isq: Option<IsqType>,
 ) -> std::result::Result<TensorModel, LoadError> {
+    tensors_in(Dtype::F32, dir, engine, isq)
+}
+
+fn tensors_in(
+    dtype: Dtype,
+    dir: &Path,
+    engine: &EngineConfig,
+    isq: Option<IsqType>,
+) -> std::result::Result<TensorModel, LoadError> {
     let options = TensorOptions {
         device: device(),
-        dtype: Some(Dtype::F32),
+        dtype: Some(dtype),
         isq,
         topology: &Topology::default(),
         engine,
@@ -180,6 +189,19 @@ fn logits_are_the_host_s_however_prompts_are_cut_and_mixed() {
                     "{dir:?}, blocks of {block_tokens}, {parts:?}: off by {off}"
                 );
             }
+        }
+    }
+}
+
+#[test]
+fn in_f16_logits_are_near_those_in_f32_however_prompts_are_cut() {
+    for dir in golden() {
+        let engine = engine(4);
+        let expected = logits(&mut host(&dir, &engine), 4, [&[TOKENS]; SEQUENCES]);
+        let mut model = tensors_in(Dtype::F16, &dir, &engine, None).unwrap();
+        for parts in [[&[TOKENS][..]; SEQUENCES], [&[1], &[5, 1], &[16]]] {
+            let off = farthest(&logits(&mut model, 4, parts), &expected);
+            assert!(off > 0.0 && off < 0.03, "{dir:?}, {parts:?}: off by {off}");
         }
     }
 }
