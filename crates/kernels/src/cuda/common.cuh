@@ -1,8 +1,9 @@
 // What every kernel file shares: the step's description, where cached keys and values lie, sums over threads.
 //
 // Every kernel begins with `begin()`: it lets the next kernel of the stream be scheduled early and then waits for
-// the kernels before it (programmatic dependent launch). What a kernel reads before the wait must not be written
-// by any kernel of the step: weights only.
+// the kernels before it (programmatic dependent launch). One that would not wait could end before those, and the next,
+// which waits for it alone, would overtake them. What a kernel reads before the wait must not be written by any kernel
+// of the step: weights, tables, keys and values of earlier steps.
 #pragma once
 #include <stdint.h>
 

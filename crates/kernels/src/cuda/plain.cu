@@ -40,6 +40,7 @@ extern "C" __global__ void argmax(const float *logits, int *chosen, int vocab) {
 
 // cos and sin of position · theta^(-i / half), [position][i], computed in f64.
 extern "C" __global__ void rope_table(float2 *table, int half, double theta) {
+  begin();
   int pos = blockIdx.x;
   for (int i = threadIdx.x; i < half; i += blockDim.x) {
     double angle = pos * pow(theta, -(double)i / half), sin, cos;
@@ -57,6 +58,7 @@ extern "C" __global__ void move_rows(const uint4 *from, uint4 *to, const int *ro
 
 // Reads n times 16 bytes and keeps next to nothing: what memory bandwidth is measured with.
 extern "C" __global__ void read_all(const uint4 *from, size_t n, uint32_t *sink) {
+  begin();
   uint32_t x = 0;
   size_t stride = (size_t)gridDim.x * blockDim.x;
   size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;

@@ -82,6 +82,7 @@ extern "C" __global__ void swiglu(const Number *gate_up, Number *act, int width)
 // and is a bf16 number whatever the type, so that models of all types can have equal weights (in f16 what is below its
 // normal numbers is rounded once more).
 extern "C" __global__ void random_fill(Number *to, size_t n, uint64_t seed, float mean, float deviation) {
+  begin();
   for (size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += (size_t)gridDim.x * blockDim.x) {
     uint64_t z = seed * 0x9e3779b97f4a7c15ull + i * 0xbf58476d1ce4e5b9ull + 0x94d049bb133111ebull;
     z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
