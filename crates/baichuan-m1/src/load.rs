@@ -258,12 +258,9 @@ fn caches(
     let max_context = config
         .max_positions
         .min(options.engine.max_context.unwrap_or(usize::MAX));
-    let cache = CachePlan::new(
-        &layers,
-        options.engine,
-        max_context,
-        free_memory()?.saturating_sub(mapped_bytes),
-    )?;
+    let free = free_memory()?.saturating_sub(mapped_bytes);
+    let cache = CachePlan::new(&layers, options.engine, max_context, free)?;
+    cache.fits(free)?;
     let lacks =
         |blocks, span: fn(Span) -> bool| blocks == 0 && config.layers.iter().any(|layer| span(layer.span));
     if lacks(cache.global_blocks, |span| span == Span::Global)
@@ -294,8 +291,9 @@ pub(crate) fn free_memory() -> Result<u64, LoadError> {
     let memory = RefreshKind::nothing().with_memory(MemoryRefreshKind::nothing().with_ram());
     let system = System::new_with_specifics(memory)
         .map_err(|error| LoadError::Compute(format!("cannot tell how much memory is free: {error}")))?;
+    // A group's limit counts pages of files that were read, too, but the system takes those back first.
     let of_group = system
         .cgroup_limits()
-        .map_or(u64::MAX, |limits| limits.free_memory);
+        .map_or(u64::MAX, |limits| limits.total_memory.saturating_sub(limits.rss));
     Ok(system.available_memory().min(of_group))
 }

@@ -3,14 +3,14 @@
 use std::sync::Arc;
 
 use baichuan_engine::request::{Pooling, SamplingOptions};
-use baichuan_engine::text::{ChatTemplate, CheckpointText, TextError};
+use baichuan_engine::text::{ChatTemplate, CheckpointText, GenerationDefaults, TextError};
 use baichuan_engine::{
     Backend, BackendInfo, Checkpoint, DeviceMap, EngineHandle, Grammars, IsqType, LoadError, LoadRequest,
     ModelPlugin, QuantizeRequest,
 };
 use baichuan_kernels::{GgmlFormat, Threads};
 
-use crate::config::ARCHITECTURE;
+use crate::config::{ARCHITECTURE, BaichuanConfig};
 use crate::load::{LoadOptions, Loaded, load};
 use crate::place::Place;
 use crate::quantize::quantize;
@@ -68,6 +68,11 @@ impl ModelPlugin for BaichuanM1Plugin {
         }
         // Text first: what is wrong with it is found in moments, weights take minutes.
         let text = text(request.checkpoint)?;
+        // A configuration that cannot be read is told of where the model is loaded.
+        if let Ok(config) = BaichuanConfig::from_dir(request.checkpoint.dir()) {
+            text.generation
+                .check_ids(request.checkpoint.dir(), config.vocab_size)?;
+        }
         let place = Place::of(request.placement.device)?;
         let topology = &request.placement.topology;
         let of_layers: Vec<Place> = topology.devices().map(Place::of).collect::<Result<_, _>>()?;
@@ -138,6 +143,21 @@ impl ModelPlugin for BaichuanM1Plugin {
             request.progress,
         )
     }
+}
+
+/// Of all that an answer depends on beside its request and what the fingerprint spells out: weights, what is not seen in
+/// their shapes, which tokens end an answer, the values used where a request is silent, and where it is computed.
+fn digest<M>(loaded: &Loaded<M>, generation: &GenerationDefaults) -> blake3::Hash {
+    let config = &loaded.config;
+    let rest = (
+        (&config.layers, config.rope_theta, config.rms_norm_eps),
+        (config.bos_token_id, &config.eos_token_ids, generation),
+        &loaded.device,
+    );
+    let mut digest = blake3::Hasher::new();
+    digest.update(loaded.digest.as_bytes());
+    digest.update(format!("{rest:?}").as_bytes());
+    digest.finalize()
 }
 
 fn host_threads(n_threads: Option<usize>) -> Result<Threads, LoadError> {
@@ -214,7 +234,7 @@ impl BaichuanM1Plugin {
             generation,
         } = text;
         let config = &loaded.config;
-        let digest = &loaded.digest.to_hex()[..12];
+        let digest = &digest(loaded, &generation).to_hex()[..12];
         let dtype = loaded.dtype.name();
         let mut numbers = loaded.quantization.clone().unwrap_or_else(|| dtype.to_owned());
         if let Some(mark) = &loaded.mark {

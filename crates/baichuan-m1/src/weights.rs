@@ -2,7 +2,8 @@
 //!
 //! A checkpoint is one `model.safetensors` or several shards with an index. Everything about names, shapes and
 //! types is checked by [`Weights::open`], before the first number is read; each number is checked as it is
-//! converted. Nothing is kept in memory but the files' mappings.
+//! converted. What `quantize` packed was checked then and is read where it lies. Nothing is kept in memory but the files'
+//! mappings.
 
 mod convert;
 mod error;

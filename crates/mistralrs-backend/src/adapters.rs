@@ -58,7 +58,8 @@ impl Adapter {
 
         let path = dir.join(WEIGHTS);
         let bytes = fs::read(&path).map_err(|e| io(&path, e))?;
-        let digest = blake3::hash(&bytes);
+        let mut digest = blake3::Hasher::new();
+        digest.update(&bytes).update(&alpha.to_le_bytes());
         let tensors = candle_core::safetensors::load_buffer(&bytes, &Device::Cpu)
             .map_err(|e| invalid(&path, e.to_string()))?;
         let modules = modules(&tensors, rank, shapes).map_err(|message| invalid(&path, message))?;
@@ -67,7 +68,7 @@ impl Adapter {
             alpha,
             modules,
             tensors,
-            digest,
+            digest: digest.finalize(),
         })
     }
 

@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 mod embedding;
+mod gguf;
 mod weights;
 
 pub(crate) use embedding::EmbeddingHead;
@@ -40,7 +41,7 @@ pub(crate) struct Folder {
     pub(crate) head: Option<EmbeddingHead>,
     /// Of the weights, by name; a UQFF file's own, which are packed, are missing.
     pub(crate) shapes: BTreeMap<String, Vec<usize>>,
-    /// Of the weights' files.
+    /// Of the configuration and the weights' files.
     pub(crate) digest: blake3::Hash,
 }
 
@@ -89,7 +90,7 @@ impl Folder {
         check(checkpoint, kind, &found, isq)?;
         let files = found.files();
         let shapes = shapes(&files)?;
-        let digest = digest(&files)?;
+        let digest = digest(&config, &files)?;
         let weights = found.lay_out(dir.path())?;
         Ok(Self {
             dir,
@@ -107,8 +108,11 @@ impl Folder {
 
     /// Number of weights; of a UQFF checkpoint, of those that are not packed.
     pub(crate) fn parameters(&self) -> u64 {
-        let sizes = self.shapes.values().map(|shape| shape.iter().product::<usize>());
-        sizes.map(|size| size as u64).sum()
+        let sizes = self.shapes.values().map(|shape| {
+            let sizes = shape.iter().map(|size| *size as u64);
+            sizes.fold(1, u64::saturating_mul)
+        });
+        sizes.fold(0, u64::saturating_add)
     }
 }
 

@@ -60,6 +60,7 @@ pub(crate) fn start(plugin: &'static str, request: &LoadRequest<'_>) -> Result<M
     request.engine.validate()?;
     let plan = Plan::of(request)?;
     let text = CheckpointText::from_dir(request.checkpoint.dir(), None)?;
+    check_ids(request.checkpoint, &text)?;
     let folder = Folder::lay_out(request.checkpoint, request.isq.is_some())?;
     let adapters = plan.adapters(request, &folder)?;
     let kind = folder.kind;
@@ -298,7 +299,7 @@ fn info(
     let number = |key: &str| config[key].as_u64().and_then(|n| usize::try_from(n).ok());
     let default_sampling = SamplingOptions::from(&generation);
     let eos_token_ids = match generation.eos_token_ids.is_empty() {
-        true => ids(&config["eos_token_id"]),
+        true => ids(&config["eos_token_id"]).unwrap_or_default(),
         false => generation.eos_token_ids,
     };
     let dtype = plan.dtype.name();
@@ -326,7 +327,7 @@ fn info(
         dtype: dtype.to_owned(),
         quantization: quantization.to_owned(),
         device: plan.device_name.clone(),
-        vocab_size: number("vocab_size").unwrap_or_else(|| tokenizer.vocab_size()),
+        vocab_size: vocab_size(request.checkpoint, &tokenizer),
         hidden_size: folder
             .head
             .and_then(|head| head.dimensions)
@@ -343,7 +344,7 @@ fn info(
         grammars: Grammars::new(&tokenizer, &eos_token_ids),
         bos_token_id: generation
             .bos_token_id
-            .or(ids(&config["bos_token_id"]).first().copied()),
+            .or(ids(&config["bos_token_id"]).and_then(|ids| ids.first().copied())),
         pad_token_id: generation.pad_token_id,
         eos_token_ids,
         tokenizer,
@@ -352,11 +353,36 @@ fn info(
     }
 }
 
-/// One id or several.
-fn ids(value: &Value) -> Vec<TokenId> {
+/// What config.json says, or else the tokenizer.
+fn vocab_size(checkpoint: &Checkpoint, tokenizer: &Tokenizer) -> usize {
+    let said = checkpoint.config()["vocab_size"].as_u64();
+    said.and_then(|n| usize::try_from(n).ok())
+        .unwrap_or_else(|| tokenizer.vocab_size())
+}
+
+/// That the tokens which begin, end and fill a sequence are of the vocabulary.
+fn check_ids(checkpoint: &Checkpoint, text: &CheckpointText) -> Result<(), LoadError> {
+    let vocab_size = vocab_size(checkpoint, &text.tokenizer);
+    text.generation.check_ids(checkpoint.dir(), vocab_size)?;
+    for key in ["bos_token_id", "eos_token_id"] {
+        let value = &checkpoint.config()[key];
+        let known = |ids: Vec<TokenId>| ids.iter().all(|id| (*id as usize) < vocab_size);
+        if !ids(value).is_some_and(known) {
+            return Err(LoadError::Invalid {
+                path: checkpoint.dir().join("config.json"),
+                message: format!("`{key}` is {value}, must be ids of a vocabulary of {vocab_size}"),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// One id or several, or none; `None` where something is no id.
+fn ids(value: &Value) -> Option<Vec<TokenId>> {
     let id = |value: &Value| value.as_u64().and_then(|id| TokenId::try_from(id).ok());
     match value {
-        Value::Array(list) => list.iter().filter_map(id).collect(),
-        one => id(one).into_iter().collect(),
+        Value::Null => Some(Vec::new()),
+        Value::Array(list) => list.iter().map(id).collect(),
+        one => Some(vec![id(one)?]),
     }
 }

@@ -189,6 +189,9 @@ impl Tensors for Reader<'_> {
                     matrix
                 }
                 (_, Some(parts)) => {
+                    for numbers in parts.iter().flat_map(|(_, numbers)| numbers) {
+                        numbers.to_vec::<f32>()?;
+                    }
                     let affine: Vec<_> = parts.iter().map(|(affine, _)| *affine).collect();
                     let matrix = Matrix::from_affine4(self.threads, shape.0, shape.1, &affine);
                     for (affine, [scales, biases]) in &parts {

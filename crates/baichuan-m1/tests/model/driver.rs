@@ -3,7 +3,9 @@
 use std::path::Path;
 
 use baichuan_engine::model::{CacheCopy, Freed, StepBatch, StepEntry, Wants};
-use baichuan_engine::{BlockId, CacheBudget, CacheConfig, CachePlan, CausalLm, Dtype, EngineConfig, SlotId};
+use baichuan_engine::{
+    BlockId, CacheBudget, CacheConfig, CachePlan, CausalLm, Dtype, EngineConfig, LoadError, SlotId,
+};
 use baichuan_kernels::{GgmlFormat, Threads};
 use baichuan_m1::{BaichuanM1, LoadOptions, load};
 
@@ -53,6 +55,11 @@ impl Default for Setup {
 impl Driver {
     /// Loads a checkpoint, with room for eight sequences of 128 tokens.
     pub(crate) fn load(dir: &Path, setup: Setup) -> Self {
+        Self::try_load(dir, setup).unwrap()
+    }
+
+    /// The same, of one that may be refused.
+    pub(crate) fn try_load(dir: &Path, setup: Setup) -> Result<Self, LoadError> {
         let blocks = 8 * 128_usize.div_ceil(setup.block_tokens);
         let engine = EngineConfig {
             max_sequences: 8,
@@ -75,7 +82,7 @@ impl Driver {
             engine: &engine,
             progress: &|_| {},
         };
-        let mut model = load(dir, &options).unwrap().model;
+        let mut model = load(dir, &options)?.model;
         let plan = model.spec().cache;
         let scattered = |n: usize| -> Vec<BlockId> {
             // 7 has no factor in common with the number of blocks, a power of two.
@@ -90,13 +97,13 @@ impl Driver {
                 window: &window,
             });
         }
-        Self {
+        Ok(Self {
             model,
             plan,
             global,
             window,
             slots,
-        }
+        })
     }
 
     /// Width of a row of logits.

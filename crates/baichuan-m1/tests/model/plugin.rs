@@ -138,8 +138,8 @@ async fn what_is_told_of_a_model_is_what_its_checkpoint_says() {
 }
 
 #[tokio::test]
-async fn the_fingerprint_tells_weights_apart_and_not_the_files_they_come_in() {
-    let fingerprint = |seed, shards| {
+async fn the_fingerprint_tells_apart_what_answers_depend_on_and_not_the_files_it_comes_in() {
+    let fingerprint = |seed, shards, edit: (&str, &str)| {
         let folder = tempfile::tempdir().unwrap();
         let recipe = Recipe {
             seed,
@@ -147,6 +147,12 @@ async fn the_fingerprint_tells_weights_apart_and_not_the_files_they_come_in() {
             ..Recipe::new(Preset::Tiny)
         };
         recipe.write(folder.path(), &|_, _| {}).unwrap();
+        let path = folder.path().join("config.json");
+        let mut config: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        if let (key, Ok(value)) = (edit.0, serde_json::from_str(edit.1)) {
+            config[key] = value;
+        }
+        fs::write(path, config.to_string()).unwrap();
         let engine = EngineConfig {
             max_context: Some(64),
             ..EngineConfig::default()
@@ -157,11 +163,20 @@ async fn the_fingerprint_tells_weights_apart_and_not_the_files_they_come_in() {
             .fingerprint
             .clone()
     };
-    let first = fingerprint(1, 1);
-    assert_eq!(fingerprint(1, 3), first);
+    let first = fingerprint(1, 1, ("", ""));
+    assert_eq!(fingerprint(1, 3, ("", "")), first);
+    assert_eq!(fingerprint(1, 1, ("comment", "1")), first);
+    for edit in [
+        ("rope_theta", "12345.0"),
+        ("rms_norm_eps", "1e-3"),
+        ("sliding_window", "24"),
+        ("eos_token_id", "7"),
+    ] {
+        assert_ne!(fingerprint(1, 1, edit), first, "{edit:?}");
+    }
     // Weights as asked for, keys and values as the checkpoint's weights are on disk.
     assert!(first.contains("-f32-bf16-"), "{first}");
-    assert_ne!(fingerprint(2, 1), first);
+    assert_ne!(fingerprint(2, 1, ("", "")), first);
 }
 
 #[tokio::test]
@@ -178,7 +193,7 @@ async fn progress_rises_to_the_total() {
 #[tokio::test]
 async fn a_checkpoint_that_cannot_be_loaded_is_an_error_that_names_folder_and_fault() {
     type Break = fn(&Path);
-    let cases: [(Break, &str); 4] = [
+    let cases: [(Break, &str); 5] = [
         (
             |dir| fs::remove_file(dir.join("tokenizer.json")).unwrap(),
             "no tokenizer",
@@ -194,6 +209,16 @@ async fn a_checkpoint_that_cannot_be_loaded_is_an_error_that_names_folder_and_fa
                 fs::write(dir.join("config.json"), config).unwrap();
             },
             "config.json: `conv_window` is 0",
+        ),
+        (
+            |dir| {
+                fs::write(
+                    dir.join("generation_config.json"),
+                    r#"{"eos_token_id": [2, 999999]}"#,
+                )
+                .unwrap()
+            },
+            "generation_config.json: `eos_token_id` holds 999999, the vocabulary has ",
         ),
         (
             |dir| {
@@ -242,6 +267,34 @@ async fn a_pool_without_blocks_is_refused_by_the_name_of_its_key() {
             .starts_with("cache.budget: 0 global and 8 window blocks"),
         "{error}"
     );
+}
+
+#[tokio::test]
+async fn caches_that_no_memory_has_room_for_are_refused_however_they_were_asked_for() {
+    let blocks = CacheBudget::Blocks {
+        global: 1 << 40,
+        window: 8,
+    };
+    for budget in [blocks, CacheBudget::Bytes(1 << 60)] {
+        let engine = EngineConfig {
+            // Else sequences are what bounds the caches.
+            max_sequences: 1 << 40,
+            cache: CacheConfig {
+                budget,
+                ..CacheConfig::default()
+            },
+            ..EngineConfig::default()
+        };
+        let refused = load_with(&folder("alternating"), &engine, &|_| {});
+        let expected = matches!(
+            refused,
+            Err(LoadError::OutOfMemory {
+                what: "the caches",
+                ..
+            })
+        );
+        assert!(expected, "{:?}", refused.err());
+    }
 }
 
 #[test]

@@ -126,6 +126,25 @@ fn checkpoints_of_mlx_load_as_they_are_and_their_head_is_not_normalised_again() 
 }
 
 #[test]
+fn scales_of_mlx_that_are_no_numbers_are_refused_by_name() {
+    let (affine, ..) = rewrite::affine(tiny().path(), 32);
+    let spoilt = rewrite::rewritten(affine.path(), |tensors, _| {
+        let (_, _, bytes) = tensors.get_mut("model.embed_tokens.scales").unwrap();
+        bytes[..2].copy_from_slice(&half::bf16::NAN.to_le_bytes());
+    });
+    let setup = Setup {
+        dtype: None,
+        ..Setup::default()
+    };
+    assert!(Driver::try_load(affine.path(), setup).is_ok());
+    let error = Driver::try_load(spoilt.path(), setup).err().expect("no number");
+    assert!(
+        error.to_string().contains("`model.embed_tokens.scales` has NaN"),
+        "{error}"
+    );
+}
+
+#[test]
 fn company_and_chunks_do_not_show_in_any_format() {
     let prompts: Vec<_> = prompts("alternating")
         .into_iter()

@@ -85,14 +85,15 @@ impl CachePlan {
             (global, window)
         };
         let bytes_of = |(global, window): (usize, usize)| {
-            global as u64 * global_block_bytes + window as u64 * window_block_bytes
+            let global = (global as u64).saturating_mul(global_block_bytes);
+            global.saturating_add((window as u64).saturating_mul(window_block_bytes))
         };
 
         let full = blocks_of(max_context);
-        let most = (full.0 * slots, full.1 * slots);
-        let slots_bytes = slot_bytes as u64 * slots as u64;
+        let most = (full.0.saturating_mul(slots), full.1.saturating_mul(slots));
+        let slots_bytes = (slot_bytes as u64).saturating_mul(slots as u64);
         let spend = |allowed: u64| {
-            let needed_bytes = slots_bytes + bytes_of(full);
+            let needed_bytes = slots_bytes.saturating_add(bytes_of(full));
             if allowed < needed_bytes {
                 return Err(LoadError::OutOfMemory {
                     what: "the caches",
@@ -167,11 +168,33 @@ impl CachePlan {
         Some(joined)
     }
 
-    /// Memory of all caches.
+    /// Memory of all caches; the largest number where it cannot be counted.
     pub fn bytes(&self) -> u64 {
-        self.global_blocks as u64 * self.global_block_bytes
-            + self.window_blocks as u64 * self.window_block_bytes
-            + self.slots as u64 * self.slot_bytes
+        let parts = [
+            (self.global_blocks, self.global_block_bytes),
+            (self.window_blocks, self.window_block_bytes),
+            (self.slots, self.slot_bytes),
+        ];
+        parts.iter().fold(0, |sum: u64, (n, bytes)| {
+            sum.saturating_add((*n as u64).saturating_mul(*bytes))
+        })
+    }
+
+    /// That the caches fit, whatever budget was asked for.
+    ///
+    /// # Errors
+    /// [`LoadError::OutOfMemory`] if they take more than `available_bytes`.
+    pub fn fits(&self, available_bytes: u64) -> Result<(), LoadError> {
+        let needed_bytes = self.bytes();
+        if needed_bytes <= available_bytes {
+            return Ok(());
+        }
+        Err(LoadError::OutOfMemory {
+            what: "the caches",
+            needed_bytes,
+            available_bytes,
+            hint: "lower the cache budget or max_sequences".into(),
+        })
     }
 
     /// Global blocks of a sequence of `tokens`.

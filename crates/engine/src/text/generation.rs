@@ -58,6 +58,25 @@ impl GenerationDefaults {
             pad_token_id: single_id(&json, "pad_token_id")?,
         })
     }
+
+    /// That every id of the file in `dir` is one of the model's `vocab_size`.
+    ///
+    /// # Errors
+    /// [`TextError::Field`] naming the first that is not.
+    pub fn check_ids(&self, dir: impl AsRef<Path>, vocab_size: usize) -> Result<(), TextError> {
+        let keys = [
+            ("bos_token_id", self.bos_token_id.as_slice()),
+            ("eos_token_id", self.eos_token_ids.as_slice()),
+            ("pad_token_id", self.pad_token_id.as_slice()),
+        ];
+        for (key, ids) in keys {
+            if let Some(id) = ids.iter().find(|id| **id as usize >= vocab_size) {
+                let problem = format!("holds {id}, the vocabulary has {vocab_size} ids");
+                return Err(TextError::field(&dir.as_ref().join(FILE), key, problem));
+            }
+        }
+        Ok(())
+    }
 }
 
 fn number(json: &Json, key: &str, in_range: fn(f32) -> bool, range: &str) -> Result<Option<f32>, TextError> {

@@ -258,6 +258,17 @@ fn generation_defaults_are_those_of_the_file() {
 }
 
 #[test]
+fn ids_outside_the_vocabulary_are_named() {
+    let read = generation(&json!({ "bos_token_id": 1, "eos_token_id": [2, 7], "pad_token_id": 0 })).unwrap();
+    read.check_ids("somewhere", 8).unwrap();
+    let refused = read.check_ids("somewhere", 7).unwrap_err().to_string();
+    assert_eq!(
+        refused,
+        "somewhere/generation_config.json: `eos_token_id` holds 7, the vocabulary has 7 ids"
+    );
+}
+
+#[test]
 fn generation_defaults_out_of_place_are_named() {
     let cases = [
         (

@@ -2,14 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::Read;
+use std::io::{Read, Seek};
 use std::path::{Path, PathBuf};
 
 use baichuan_engine::LoadError;
 use candle_core::quantized::gguf_file;
 use serde_json::Value;
 
-use super::{invalid, io, link};
+use super::{gguf, invalid, io, link};
 
 /// Largest header of a safetensors file.
 const MAX_HEADER_BYTES: u64 = 100 << 20;
@@ -194,6 +194,8 @@ fn safetensors_shapes(path: &Path) -> Result<BTreeMap<String, Vec<usize>>, LoadE
 
 fn gguf_shapes(path: &Path) -> Result<BTreeMap<String, Vec<usize>>, LoadError> {
     let mut file = File::open(path).map_err(|e| io(path.into(), e))?;
+    gguf::check(&file).map_err(|e| invalid(path.into(), e.to_string()))?;
+    file.rewind().map_err(|e| io(path.into(), e))?;
     let content = gguf_file::Content::read(&mut file).map_err(|e| invalid(path.into(), e.to_string()))?;
     // Only the first of several shards says.
     if let Some(architecture) = content.metadata.get("general.architecture") {
@@ -213,9 +215,10 @@ fn gguf_shapes(path: &Path) -> Result<BTreeMap<String, Vec<usize>>, LoadError> {
         .collect())
 }
 
-/// Of all bytes of all files, in order.
-pub(super) fn digest(files: &[PathBuf]) -> Result<blake3::Hash, LoadError> {
+/// Of the configuration and all bytes of all files, in order.
+pub(super) fn digest(config: &Value, files: &[PathBuf]) -> Result<blake3::Hash, LoadError> {
     let mut hasher = blake3::Hasher::new();
+    hasher.update(config.to_string().as_bytes());
     for file in files {
         hasher.update_mmap_rayon(file).map_err(|e| io(file.clone(), e))?;
     }

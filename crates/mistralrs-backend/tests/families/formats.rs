@@ -111,6 +111,16 @@ async fn an_adapter_changes_what_a_model_says_to_what_the_reference_says_with_it
     let plain = load("qwen2");
     says(&plain, "qwen2").await;
     assert_ne!(plain.info().fingerprint, backend.info().fingerprint);
+    // Nor are two that differ in how much they count taken for one.
+    let stronger = tempfile::tempdir().unwrap();
+    copy_all(&adapters[0], stronger.path());
+    let path = stronger.path().join("adapter_config.json");
+    let mut settings: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    settings["lora_alpha"] = json!(settings["lora_alpha"].as_f64().unwrap() * 2.0);
+    fs::write(path, settings.to_string()).unwrap();
+    let stronger = [stronger.path().to_owned()];
+    let stronger = try_load_with(&folder("qwen2"), &stronger, &EngineConfig::default(), |_| {}).unwrap();
+    assert_ne!(stronger.info().fingerprint, backend.info().fingerprint);
     // It is added before weights are quantised.
     let golden = golden::<Completed>("qwen2-lora");
     let expected = &golden["a sentence"];

@@ -170,6 +170,40 @@ fn a_bad_folder_is_refused_by_file_and_reason() {
     assert!(refusal(dir.path()).contains("model.safetensors"));
 
     let dir = copy("qwen2");
+    edit(dir.path(), |config| {
+        config["eos_token_id"] = json!([256, 999_999])
+    });
+    let refused = refusal(dir.path());
+    assert!(
+        refused.contains("config.json") && refused.contains("`eos_token_id`"),
+        "{refused}"
+    );
+
+    let dir = copy("qwen2");
+    fs::write(
+        dir.path().join("generation_config.json"),
+        r#"{"pad_token_id": 999999}"#,
+    )
+    .unwrap();
+    let refused = refusal(dir.path());
+    assert!(
+        refused.contains("generation_config.json: `pad_token_id`"),
+        "{refused}"
+    );
+
+    // A length that nothing has memory for: of the first value's name.
+    let dir = copy("qwen2");
+    fs::remove_file(dir.path().join("model.safetensors")).unwrap();
+    let mut gguf = fs::read(folder("qwen2-q8_0.gguf").join("model.gguf")).unwrap();
+    gguf[24..32].copy_from_slice(&(1u64 << 60).to_le_bytes());
+    fs::write(dir.path().join("model.gguf"), gguf).unwrap();
+    let refused = refusal(dir.path());
+    assert!(
+        refused.contains("model.gguf") && refused.contains("ends within its header"),
+        "{refused}"
+    );
+
+    let dir = copy("qwen2");
     edit(dir.path(), |config| config["use_sliding_window"] = json!(true));
     assert!(refusal(dir.path()).contains("use_sliding_window"));
 
