@@ -84,6 +84,11 @@ class Collectors(unittest.TestCase):
             self.assertEqual(set(service.get("extensions", [])), set(config.get("extensions", {})))
             for pipeline in service["pipelines"].values():
                 self.assertEqual(pipeline["processors"][0], "memory_limiter")
+            # The server sends both to OTEL_EXPORTER_OTLP_ENDPOINT.
+            self.assertEqual(set(service["pipelines"]), {"traces", "metrics"}, file.name)
+            self.assertIn("attributes/no-content", service["pipelines"]["traces"]["processors"])
+            actions = config["processors"]["attributes/no-content"]["actions"]
+            self.assertLessEqual({"gen_ai.input.messages", "gen_ai.output.messages"}, {a["key"] for a in actions})
 
     def test_grafana_is_provisioned_with_the_datasource_and_the_folder_of_the_compose_file(self):
         compose = yaml.safe_load((DEPLOY / "compose.yaml").read_text())

@@ -10,7 +10,8 @@ import pathlib
 import sys
 
 HERE = pathlib.Path(__file__).parent / "dashboards"
-SERVICE = 'grpc_service="baichuan.v1.InferenceService"'
+# Calls to generate or to embed, of applications and, through the facade, of routers.
+SERVICE = 'grpc_service=~"baichuan.v1.InferenceService|vllm.grpc.engine.VllmEngine",grpc_method=~"Generate.*|Embed.*"'
 # Of one model on the chosen servers; of the chosen servers; of the chosen GPU hosts.
 M = 'model_name=~"$model",job=~"$job",instance=~"$instance"'
 S = 'job=~"$job",instance=~"$instance"'
@@ -56,14 +57,14 @@ FAILED = (
 OVERVIEW = [
     ("Now", [
         stat("Servers ready", "Servers that take requests.", f"sum(baichuan_ready{{{S}}})", "none", [("red", None), ("green", 1)]),
-        stat("Requests", "InferenceService calls begun per second.", f"sum(rate(grpc_server_started_total{{{SERVICE},{S}}}{RATE}))", "reqps"),
+        stat("Requests", "Calls to generate or to embed begun per second.", f"sum(rate(grpc_server_started_total{{{SERVICE},{S}}}{RATE}))", "reqps"),
         stat("Tokens generated", "Per second, over all servers.", f"sum(rate(vllm:generation_tokens_total{{{M}}}{RATE}))", "none"),
         stat("First token, p95", "From arrival to the first token; the objective is 2.5 s.", quantiles("vllm:time_to_first_token_seconds", quantiles=[0.95])[0][0], "s", [("green", None), ("orange", 1), ("red", 2.5)]),
         stat("Calls failed", "By the server's fault; the objective is 0.5 %.", FAILED, "percentunit", [("green", None), ("red", 0.005)]),
         stat("Waiting", "Sequences that wait for cache memory.", f"sum(vllm:num_requests_waiting{{{M}}})", "none", [("green", None), ("orange", 1)]),
     ]),
     ("Traffic", [
-        graph("Calls by outcome", "InferenceService calls ended per second.", rate("grpc_server_handled_total", f"{SERVICE},{S}", "grpc_method, grpc_code"), "reqps", stack=True),
+        graph("Calls by outcome", "Calls to generate or to embed ended per second.", rate("grpc_server_handled_total", f"{SERVICE},{S}", "grpc_method, grpc_code"), "reqps", stack=True),
         graph("Tokens", "Per second: read from prompts, and generated.", [rate("vllm:prompt_tokens_total", legend="prompt"), rate("vllm:generation_tokens_total", legend="generated")], "none"),
         graph("Completions by end", "Per second, by why they ended.", rate("vllm:request_success_total", by="finished_reason"), "reqps", stack=True),
     ]),
