@@ -78,6 +78,62 @@ class Chart(unittest.TestCase):
             with self.subTest(word), self.assertRaisesRegex(helm.HelmError, word):
                 rendered(values)
 
+    def test_a_rollout_has_time_for_a_start_and_can_do_without_a_spare_gpu(self):
+        for values in ({}, {"strategy": {"maxSurge": 0, "maxUnavailable": 1}}, {"strategy": {"maxSurge": "25%"}}):
+            spec = one(rendered(values), "Deployment")["spec"]
+            wanted = {"maxSurge": 1, "maxUnavailable": 0, **values.get("strategy", {})}
+            self.assertEqual(spec["strategy"]["rollingUpdate"], wanted)
+            probe = spec["template"]["spec"]["containers"][0]["startupProbe"]
+            self.assertGreater(spec["progressDeadlineSeconds"], probe["periodSeconds"] * probe["failureThreshold"])
+        with self.assertRaisesRegex(helm.HelmError, "progressDeadlineSeconds must be above the 6000 s"):
+            rendered({"startupProbe": {"failureThreshold": 1200}})
+
+    def test_a_replica_with_gpus_runs_on_them_or_not_at_all(self):
+        def devices(count, **gpu):
+            server = one(rendered({"gpu": {"count": count, **gpu}}), "Deployment")["spec"]["template"]["spec"]["containers"][0]
+            return {e["name"].removeprefix("BAICHUAN_MODEL__"): e["value"] for e in server["env"] if "__DEVICE" in e["name"]}
+
+        self.assertEqual(devices(0), {})
+        self.assertEqual(devices(1), {"DEVICE": "cuda"})
+        self.assertEqual(devices(2), {"DEVICE": "cuda", "DEVICE_MAP": "auto"})
+        self.assertEqual(devices(2, deviceMap="0:20;1:20")["DEVICE_MAP"], "0:20;1:20")
+        variables = {f"BAICHUAN_MODEL__{k}": v for k, v in devices(2).items()}
+        effective = self.effective("", {"BAICHUAN_MODEL__PATH": str(ROOT / "models/baichuan-m1-wordnet"), **variables})
+        self.assertIn('device = "cuda"', effective)
+        self.assertIn('device_map = "auto"', effective)
+
+    def test_its_own_test_speaks_tls_where_the_server_does_and_is_let_in(self):
+        def test_of(values):
+            found = rendered(values)
+            pod = one(found, "Pod")
+            env = {e["name"]: e["value"] for e in pod["spec"]["containers"][0]["env"]}
+            policies = [o for o in found if o["kind"] == "NetworkPolicy"]
+            return pod, env, policies
+
+        pod, env, policies = test_of({})
+        self.assertEqual(env, {"BAICHUAN_SERVER": "http://prod-baichuan-serve:50051"})
+        self.assertEqual(len(policies), 1)
+        self.assertNotIn("volumes", pod["spec"])
+
+        pod, env, policies = test_of({**INSTALLATIONS["guarded"], "networkPolicy": EVERYTHING["networkPolicy"]})
+        self.assertEqual(env["BAICHUAN_SERVER"], "https://prod-baichuan-serve:50051")
+        self.assertEqual(env["BAICHUAN_TLS_SERVER_NAME"], "prod-baichuan-serve.inference.svc")
+        mounted = pod["spec"]["containers"][0]["volumeMounts"][0]["mountPath"]
+        self.assertEqual(env["BAICHUAN_TLS_CA"], f"{mounted}/ca.crt")
+        self.assertEqual([i["key"] for i in pod["spec"]["volumes"][0]["secret"]["items"]], ["ca.crt"])
+        own = [p for p in policies if p["metadata"].get("annotations", {}).get("helm.sh/hook") == "test"]
+        self.assertEqual(len(own), 1)
+        allowed = own[0]["spec"]["ingress"][0]["from"][0]["podSelector"]["matchLabels"]
+        self.assertLessEqual(allowed.items(), pod["metadata"]["labels"].items())
+
+        system = test_of({"tls": {"secret": "certificate", "caKey": "", "serverName": "m1.example.com"}})[1]
+        self.assertEqual(system["BAICHUAN_TLS_SERVER_NAME"], "m1.example.com")
+        self.assertNotIn("BAICHUAN_TLS_CA", system)
+
+    def test_what_prometheus_does_not_know_scales_nothing(self):
+        scaled = one(rendered(INSTALLATIONS["keda"]), "ScaledObject")
+        self.assertEqual([t["metadata"]["ignoreNullValues"] for t in scaled["spec"]["triggers"]], ["false"] * 2)
+
     def test_a_pod_is_killed_only_after_the_server_has_drained(self):
         for shutdown in ({}, {"drainDelay": 0, "drainTimeout": 600, "margin": 20}):
             pod = one(rendered({"shutdown": shutdown}), "Deployment")["spec"]["template"]["spec"]
@@ -176,6 +232,9 @@ class Manifests(unittest.TestCase):
         chart = one(rendered({}), "Deployment")
         pod, like = (d["spec"]["template"]["spec"] for d in (plain, chart))
         self.assertEqual(pod["terminationGracePeriodSeconds"], like["terminationGracePeriodSeconds"])
+        self.assertEqual(plain["spec"]["strategy"], chart["spec"]["strategy"])
+        startup = pod["containers"][0]["startupProbe"]
+        self.assertGreater(plain["spec"]["progressDeadlineSeconds"], startup["periodSeconds"] * startup["failureThreshold"])
         for key in ("startupProbe", "readinessProbe", "livenessProbe", "securityContext", "ports", "args"):
             self.assertEqual(pod["containers"][0][key], like["containers"][0][key], key)
 

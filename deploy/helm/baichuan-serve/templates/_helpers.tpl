@@ -28,3 +28,12 @@ allowPrivilegeEscalation: false
 readOnlyRootFilesystem: true
 capabilities: {drop: [ALL]}
 {{- end }}
+
+{{- define "baichuan.testLabels" -}}
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/component: test
+{{- end }}
+
+{{- define "baichuan.tlsName" -}}
+{{ .Values.tls.serverName | default (printf "%s.%s.svc" (include "baichuan.name" .) .Release.Namespace) }}
+{{- end }}
