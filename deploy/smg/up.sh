@@ -15,7 +15,7 @@ replicas=${REPLICAS:-2}
 port=${PORT:-30000}
 server=${SERVER:-$root/target/release/baichuan-server}
 model=${MODEL:-$root/models/baichuan-m1-wordnet}
-cores=$(lscpu --parse=CORE,SOCKET 2>/dev/null | grep -v '^#' | sort -u | wc -l || nproc)
+cores=$(lscpu --parse=CORE,SOCKET 2>/dev/null | grep -v '^#' | sort -u | wc -l) || cores=$(nproc)
 threads=${THREADS:-$((cores / replicas > 0 ? cores / replicas : 1))}
 venv=${SMG_VENV:-$root/target/smg-venv}
 

@@ -3,6 +3,7 @@
 import pathlib
 import shutil
 import tempfile
+import tomllib
 import unittest
 
 from places import DEPLOY, SERVER, output_of
@@ -35,6 +36,11 @@ class Unit(unittest.TestCase):
         self.assertEqual(lines["TimeoutStopSec"], "4min")
         sample = (DEPLOY / "config/cpu-server.toml").read_text()
         self.assertIn('drain_timeout = "2m"', sample)
+
+    def test_the_sample_configuration_serves_this_machine_alone_until_somebody_says_who_may_call(self):
+        sample = tomllib.loads((DEPLOY / "config/cpu-server.toml").read_text())
+        self.assertEqual([address.split(":")[0] for address in sample["listen"].values()], ["127.0.0.1"] * 2)
+        self.assertNotIn("auth", sample)
 
     def test_programs_it_starts_are_spelt_as_the_server_spells_them(self):
         commands = [line.split("=", 1)[1].split() for line in UNIT.read_text().splitlines() if line.startswith("ExecStart")]
