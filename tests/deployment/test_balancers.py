@@ -1,8 +1,12 @@
 """nginx and HAProxy, as configured in deploy/balancers, before two real servers under load."""
 
 import shutil
+import time
 import unittest
 
+import grpc
+
+from baichuan.v1 import inference_pb2, inference_pb2_grpc
 from pair import Balancer, Load, Observed
 from places import DEPLOY, output_of
 from ports import free_port
@@ -10,9 +14,9 @@ from ports import free_port
 CALLS = 120
 
 
-def nginx(a, b):
+def nginx(a, b, changes=None):
     port = free_port()
-    places = {"127.0.0.1:50051": a.address, "127.0.0.1:50052": b.address, "127.0.0.1:8080": f"127.0.0.1:{port}", "/run/nginx.pid": "nginx.pid"}
+    places = {"127.0.0.1:50051": a.address, "127.0.0.1:50052": b.address, "127.0.0.1:8080": f"127.0.0.1:{port}", "/run/nginx.pid": "nginx.pid", **(changes or {})}
     command = ["nginx", "-p", "{folder}", "-c", "{config}", "-g", "daemon off;"]
     return Balancer(DEPLOY / "balancers/nginx.conf", places, command), f"127.0.0.1:{port}"
 
@@ -47,6 +51,27 @@ class Balanced:
 
 class Nginx(Balanced, unittest.TestCase):
     start = staticmethod(nginx)
+
+    def test_a_stream_of_inputs_is_bounded_neither_in_sum_nor_by_its_pauses(self):
+        # What bounds other calls, made small: 16 KiB and a second.
+        bounds = {"client_max_body_size 32m;": "client_max_body_size 16k; client_body_timeout 1s;"}
+        text = "fever and chills " * 20
+        with Observed() as a, Observed() as b:
+            balancer, address = nginx(a, b, bounds)
+            with balancer, Load(address) as load:
+                load.ready()
+                stub = inference_pb2_grpc.InferenceServiceStub(load.channels[0])
+                with self.assertRaises(grpc.RpcError):
+                    stub.Tokenize(inference_pb2.TokenizeRequest(text=text * 60), timeout=30)
+
+                def inputs():
+                    for index in range(60):
+                        yield inference_pb2.EmbedStreamRequest(index=index, input=inference_pb2.EmbedInput(text=text))
+                        if index == 30:
+                            time.sleep(3)
+
+                answers = list(stub.EmbedStream(inputs(), timeout=120))
+                self.assertEqual(sorted(a.index for a in answers if a.WhichOneof("result") == "embedding"), list(range(60)), answers[:1])
 
     def test_the_configuration_is_valid(self):
         output_of("nginx", "-t", "-c", DEPLOY / "balancers/nginx.conf")

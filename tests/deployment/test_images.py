@@ -12,6 +12,7 @@ import unittest
 import yaml
 
 from places import DEPLOY, ROOT, SERVER, output_of
+from ports import free_port
 
 DOCKERFILE = DEPLOY / "docker" / "Dockerfile"
 
@@ -76,7 +77,8 @@ class Images(unittest.TestCase):
                 f"mount --bind {root} {root} && mount -o remount,ro,bind {root} && mount -t proc proc {root}/proc; "
                 f"exec chroot --userspec=65532:65532 {root} /usr/local/bin/baichuan-server"
             )
-            env = {"BAICHUAN_LISTEN__GRPC": "127.0.0.1:50061", "BAICHUAN_LISTEN__ADMIN": "off", "PATH": os.environ["PATH"]}
+            address = f"127.0.0.1:{free_port()}"
+            env = {"BAICHUAN_LISTEN__GRPC": address, "BAICHUAN_LISTEN__ADMIN": "off", "PATH": os.environ["PATH"]}
             server = subprocess.Popen(["unshare", "--mount", "sh", "-c", f"{script} serve"], env=env, stderr=subprocess.PIPE, text=True)
             try:
                 said = []
@@ -86,7 +88,7 @@ class Images(unittest.TestCase):
                         break
                 else:
                     self.fail(f"it ended with {server.wait()} before it was ready:\n{''.join(said)}")
-                output_of("unshare", "--mount", "sh", "-c", f"{script} health --server 127.0.0.1:50061", env=env)
+                output_of("unshare", "--mount", "sh", "-c", f"{script} health --server {address}", env=env)
                 status = pathlib.Path(f"/proc/{server.pid}/status").read_text()
                 self.assertRegex(status, r"Uid:\s+65532\s+65532\s+65532\s+65532")
             finally:
