@@ -124,6 +124,21 @@ async fn embed_takes_texts_or_lines() {
 }
 
 #[tokio::test]
+async fn an_stderr_that_nobody_reads_changes_no_exit_code() {
+    let server = TestServer::fake().await;
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let mut child = command(&server, &["embed"]).stderr(writer).spawn().unwrap();
+    let mut pipe = child.stdin.take().unwrap();
+    pipe.write_all(b"fever\n\ncough\n").await.unwrap();
+    drop(pipe);
+    let output = within("the program", child.wait_with_output()).await.unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(String::from_utf8(output.stdout).unwrap().lines().count(), 2);
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn tokenize_goes_both_ways() {
     let server = TestServer::fake().await;
     assert_eq!(stdout(&server, &["tokenize", "hi!"]).await, "104,105,33\n");

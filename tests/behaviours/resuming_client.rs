@@ -5,10 +5,12 @@ use std::time::Duration;
 
 use baichuan_client::Completion;
 use e2e::{Fake, Gate, Setup, TestServer, Wire, program, signal, text, until_idle, until_load, within};
+use tokio::io::AsyncReadExt;
 use tokio::process::Command;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 const LOST: &str = "baichuan_streams_lost_total";
+const RESUMED: &str = "baichuan_streams_resumed_total";
 
 fn setup(gate: &Gate) -> Setup {
     Setup::fake(Fake::gated(gate)).with("listen.admin", "127.0.0.1:0")
@@ -156,6 +158,46 @@ async fn where_nobody_answers_any_more_the_loss_is_told() {
     server.stop().await;
 }
 
+#[tokio::test]
+async fn a_stream_that_breaks_again_before_anything_new_comes_is_not_taken_up_for_ever() {
+    let gate = Gate::new();
+    let server = TestServer::start(setup(&gate)).await;
+    let wire = Wire::to(server.address).await;
+    gate.close();
+    let client = wire.connect().await;
+    let patience = Duration::from_secs(1);
+    let request = text("Go on", 60);
+    let mut generation = client.generate_resumable(request, patience).await.unwrap();
+    gate.allow(3);
+    within("an event", generation.next()).await.unwrap().unwrap();
+    // As behind a proxy that takes every call and loses it.
+    let breaks = async {
+        wire.cut();
+        for resumed in 1.. {
+            server.until_metric(RESUMED, f64::from(resumed)).await;
+            // Pauses are 50 ms, and twice as long each time: a second has room for four.
+            assert!(resumed < 10, "taken up again without a pause, or for ever");
+            wire.cut();
+        }
+    };
+    let loss = async {
+        loop {
+            match within("the loss", generation.next()).await {
+                Ok(event) => assert!(event.is_some()),
+                Err(error) => break error,
+            }
+        }
+    };
+    let error = tokio::select! {
+        error = loss => error,
+        () = breaks => unreachable!("it goes on until the loss is told"),
+    };
+    assert!(error.code().is_some(), "{error:?}");
+    gate.open();
+    drop((generation, client));
+    server.stop().await;
+}
+
 fn baichuan(wire: &Wire, arguments: &[&str]) -> Command {
     let mut command = program("baichuan");
     command
@@ -165,7 +207,8 @@ fn baichuan(wire: &Wire, arguments: &[&str]) -> Command {
             "--temperature",
             "0",
             "--ignore-eos",
-            "--resume=60",
+            // For as long as it takes: no time is too long to be counted.
+            "--resume=18446744073709551615",
         ])
         .args(arguments)
         .env("BAICHUAN_SERVER", wire.address.to_string())
@@ -207,6 +250,27 @@ async fn ctrl_c_ends_a_kept_request_on_the_server_too() {
     signal(running.id().unwrap(), "INT").await;
     let output = within("the program", running.wait_with_output()).await.unwrap();
     assert_eq!(output.status.code(), Some(130), "{output:?}");
+    gate.open();
+    let load = until_idle(&server.client, "").await;
+    assert!(load.generated_tokens_total < 1000, "{load:?}");
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn an_output_that_nobody_reads_any_more_ends_a_kept_request_on_the_server_too() {
+    let gate = Gate::new();
+    let server = TestServer::start(setup(&gate).with("requests.resume_window", "1h")).await;
+    let wire = Wire::to(server.address).await;
+    gate.close();
+    let mut running = baichuan(&wire, &["--max-tokens", "4000"]).spawn().unwrap();
+    gate.allow(20);
+    let mut stdout = running.stdout.take().unwrap();
+    within("some text", stdout.read_u8()).await.unwrap();
+    // As `| head` does.
+    drop(stdout);
+    gate.allow(100);
+    let output = within("the program", running.wait_with_output()).await.unwrap();
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
     gate.open();
     let load = until_idle(&server.client, "").await;
     assert!(load.generated_tokens_total < 1000, "{load:?}");

@@ -1,9 +1,10 @@
 //! TLS: who does not speak it or does not believe the certificate gets nothing; certificates change while streams run.
 
 use std::io::Write;
+use std::path::PathBuf;
 use std::time::Duration;
 
-use baichuan_client::{Client, ConnectOptions, Event};
+use baichuan_client::{Client, ConnectOptions, Event, TlsOptions};
 use e2e::{Authority, Fake, Gate, Setup, TestServer, text, within};
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
@@ -48,6 +49,42 @@ async fn a_client_that_believes_somebody_else_does_not_connect() {
         .until_metric("baichuan_tls_handshake_failures_total", 1.0)
         .await;
     server.stop().await;
+}
+
+#[tokio::test]
+async fn a_client_s_file_that_is_not_what_it_should_be_is_named_with_its_option() {
+    let authority = Authority::new();
+    authority.issue("client", &[]);
+    authority.issue("other", &[]);
+    let (cert, key) = (authority.path("client.pem"), authority.path("client.key"));
+    let refusal = |ca: PathBuf, cert: PathBuf, key: PathBuf| {
+        let tls = TlsOptions {
+            ca: Some(ca),
+            cert: Some(cert),
+            key: Some(key),
+            server_name: None,
+        };
+        let options = ConnectOptions {
+            tls: Some(tls),
+            ..ConnectOptions::new("localhost:1")
+        };
+        Client::connect_lazy(&options).unwrap_err().to_string()
+    };
+    let ca = || authority.trusted(None).ca.unwrap();
+    for (said, option, file) in [
+        (refusal(key.clone(), cert.clone(), key.clone()), "tls-ca", &key),
+        (refusal(ca(), key.clone(), key.clone()), "tls-cert", &key),
+        (refusal(ca(), cert.clone(), cert.clone()), "tls-key", &cert),
+    ] {
+        assert!(
+            said.starts_with(&format!("{option}: {}: ", file.display())),
+            "{said}"
+        );
+    }
+    let other = authority.path("other.key");
+    let said = refusal(ca(), cert.clone(), other.clone());
+    let both = format!("tls-key: {}, of {}: ", other.display(), cert.display());
+    assert!(said.starts_with(&both), "{said}");
 }
 
 #[tokio::test]

@@ -63,7 +63,8 @@ impl Client {
     }
 
     /// Completes a prompt by a stream that outlives its connection: when that breaks, the stream is taken up again from
-    /// the token after the last one received, for as long as `patience` from each loss.
+    /// the token after the last one received. Attempts go on for `patience` from a loss; a stream that breaks again before
+    /// anything new came, and within that time, is the same loss.
     ///
     /// The server keeps such a stream for its `requests.resume_window`. Where it is kept no more, or its server has ended, the
     /// request is made again with the same seed on the server that answers, and only what had not been received is

@@ -4,6 +4,8 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rustls::pki_types::pem::{self, PemObject};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
@@ -96,10 +98,15 @@ impl ConnectOptions {
         let endpoint = match encrypts {
             false => endpoint,
             true => {
-                let tls = self.tls.clone().unwrap_or_default().config()?;
-                endpoint.tls_config(tls).map_err(|e| Error::Option {
-                    option: "tls",
-                    message: innermost(&e),
+                let tls = self.tls.clone().unwrap_or_default();
+                let identity = tls.cert.as_ref().zip(tls.key.as_ref());
+                // What each part alone could be blamed for is found by `config`.
+                endpoint.tls_config(tls.config()?).map_err(|e| match identity {
+                    Some((cert, key)) => Error::Option {
+                        option: "tls-key",
+                        message: format!("{}, of {}: {}", key.display(), cert.display(), innermost(&e)),
+                    },
+                    None => invalid(innermost(&e)),
                 })?
             }
         };
@@ -132,13 +139,15 @@ impl ConnectOptions {
 impl TlsOptions {
     fn config(&self) -> Result<ClientTlsConfig, Error> {
         let mut config = match &self.ca {
-            Some(ca) => ClientTlsConfig::new().ca_certificate(Certificate::from_pem(read("tls-ca", ca)?)),
+            Some(ca) => {
+                ClientTlsConfig::new().ca_certificate(Certificate::from_pem(certificates("tls-ca", ca)?))
+            }
             None => ClientTlsConfig::new().with_native_roots(),
         };
         config = match (&self.cert, &self.key) {
             (None, None) => config,
             (Some(cert), Some(key)) => {
-                let (cert, key) = (read("tls-cert", cert)?, read("tls-key", key)?);
+                let (cert, key) = (certificates("tls-cert", cert)?, private_key("tls-key", key)?);
                 config.identity(tonic::transport::Identity::from_pem(cert, key))
             }
             (one, _) => {
@@ -151,17 +160,48 @@ impl TlsOptions {
             }
         };
         Ok(match &self.server_name {
-            Some(name) => config.domain_name(name),
+            Some(name) => {
+                ServerName::try_from(name.as_str()).map_err(|e| Error::Option {
+                    option: "tls-server-name",
+                    message: format!("{e}: {name:?}"),
+                })?;
+                config.domain_name(name)
+            }
             None => config,
         })
     }
 }
 
 fn read(option: &'static str, path: &Path) -> Result<Vec<u8>, Error> {
-    std::fs::read(path).map_err(|e| Error::Option {
+    std::fs::read(path).map_err(|e| unusable(option, path, e))
+}
+
+/// A file that holds certificates.
+fn certificates(option: &'static str, path: &Path) -> Result<Vec<u8>, Error> {
+    let pem = read(option, path)?;
+    let found = CertificateDer::pem_slice_iter(&pem).collect::<Result<Vec<_>, _>>();
+    match found {
+        Ok(found) if found.is_empty() => Err(unusable(option, path, "no certificate in PEM is in it")),
+        Ok(_) => Ok(pem),
+        Err(e) => Err(unusable(option, path, e)),
+    }
+}
+
+/// A file that holds a private key.
+fn private_key(option: &'static str, path: &Path) -> Result<Vec<u8>, Error> {
+    let pem = read(option, path)?;
+    match PrivateKeyDer::from_pem_slice(&pem) {
+        Ok(_) => Ok(pem),
+        Err(pem::Error::NoItemsFound) => Err(unusable(option, path, "no private key in PEM is in it")),
+        Err(e) => Err(unusable(option, path, e)),
+    }
+}
+
+fn unusable(option: &'static str, path: &Path, why: impl fmt::Display) -> Error {
+    Error::Option {
         option,
-        message: format!("{}: {e}", path.display()),
-    })
+        message: format!("{}: {why}", path.display()),
+    }
 }
 
 fn bearer(token: &String) -> Result<MetadataValue<Ascii>, Error> {
@@ -251,6 +291,11 @@ mod tests {
             ..TlsOptions::default()
         };
         assert_eq!(with("localhost:1", half), "tls-key: needs tls-cert beside it");
+        let misnamed = TlsOptions {
+            server_name: Some("no name".into()),
+            ..TlsOptions::default()
+        };
+        assert!(with("localhost:1", misnamed).starts_with("tls-server-name: "));
         assert!(with("http://localhost:1", TlsOptions::default()).contains("contradict"));
     }
 

@@ -6,6 +6,8 @@ use std::process::ExitCode;
 use baichuan_client::Error;
 use serde_json::json;
 
+use crate::output;
+
 /// Why a command did not do what it was asked to.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Failure {
@@ -39,13 +41,18 @@ impl From<Error> for Failure {
 }
 
 impl Failure {
+    /// Whether the server has refused or ended the request, and so knows that it is over.
+    pub(crate) fn is_the_servers_word(&self) -> bool {
+        matches!(self, Self::Server(error) if error.refusal().is_some())
+    }
+
     /// Writes it to stderr, as a line or as a JSON object.
     pub(crate) fn report(&self, as_json: bool) {
         match self {
             // Who closed the pipe has what it wanted.
             Self::Output(e) if e.kind() == io::ErrorKind::BrokenPipe => {}
-            _ if as_json => eprintln!("{}", json!({ "error": self.to_json() })),
-            _ => eprintln!("baichuan: {self}"),
+            _ if as_json => output::note(json!({ "error": self.to_json() })),
+            _ => output::note(format_args!("baichuan: {self}")),
         }
     }
 

@@ -24,6 +24,11 @@ pub(crate) fn line(line: impl std::fmt::Display) -> io::Result<()> {
     writeln!(io::stdout().lock(), "{line}")
 }
 
+/// Writes a line to stderr, for people; one that nobody can read any more is no failure.
+pub(crate) fn note(line: impl std::fmt::Display) {
+    let _ = writeln!(io::stderr().lock(), "{line}");
+}
+
 /// Writes one JSON object as one line, at once.
 pub(crate) fn json(value: &Value) -> io::Result<()> {
     let mut stdout = io::stdout().lock();

@@ -31,6 +31,14 @@ pub fn new_request_id() -> String {
     format!("{:032x}", rand::random::<u128>())
 }
 
+/// The attempts since a loss, whether they fail at once or get a stream that breaks soon and tells nothing new.
+struct Search {
+    /// When patience is over; absent: never.
+    end: Option<Instant>,
+    /// Before the next attempt.
+    delay: Duration,
+}
+
 /// A stream that is taken up again.
 pub(crate) struct Resuming {
     client: Client,
@@ -38,6 +46,10 @@ pub(crate) struct Resuming {
     patience: Duration,
     /// Absent until somebody answers.
     stream: Option<Streaming<v1::GenerateResponse>>,
+    /// When it was got.
+    since: Instant,
+    /// Absent while nothing is lost.
+    search: Option<Search>,
     received: Received,
 }
 
@@ -60,9 +72,12 @@ impl Resuming {
             request,
             patience,
             stream: None,
+            since: Instant::now(),
+            search: None,
             received: Received::default(),
         };
         resuming.stream = Some(resuming.open().await?);
+        resuming.search = None;
         let events = stream::unfold(Some(resuming), async |resuming| {
             let mut resuming = resuming?;
             match resuming.next().await {
@@ -86,18 +101,26 @@ impl Resuming {
                 Ok(Some(message)) => {
                     let event = typed(message)?;
                     if self.received.is_news(&event)? {
+                        self.search = None;
                         return Ok(Some(event));
                     }
                 }
                 Ok(None) => return Ok(None),
                 Err(status) => {
                     let is_loss = is_loss(&status);
-                    let error = Error::from(status);
+                    let error = Error::from(status.clone());
                     let reason = error.refusal().and_then(|refusal| refusal.reason.as_deref());
                     if !is_loss && reason != Some(SERVER_ENDED) {
                         return Err(error);
                     }
                     self.stream = None;
+                    // One that held so long was found, whatever it told: a server may take its time to come to what is new.
+                    if self.since.elapsed() >= self.patience {
+                        self.search = None;
+                    }
+                    if self.search.is_some() {
+                        self.pause(status).await?;
+                    }
                 }
             }
         }
@@ -105,15 +128,20 @@ impl Resuming {
 
     /// Asks for what has not been received, until somebody answers or patience is over.
     async fn open(&mut self) -> Result<Streaming<v1::GenerateResponse>, Error> {
-        let end = Instant::now() + self.patience;
-        let mut delay = FIRST_DELAY;
+        self.search.get_or_insert_with(|| Search {
+            end: Instant::now().checked_add(self.patience),
+            delay: FIRST_DELAY,
+        });
         loop {
             let request = v1::GenerateRequest {
                 resume_from_token: Some(self.received.tokens),
                 ..self.request.clone()
             };
             let status = match self.client.inference().generate(request).await {
-                Ok(response) => return Ok(response.into_inner()),
+                Ok(response) => {
+                    self.since = Instant::now();
+                    return Ok(response.into_inner());
+                }
                 Err(status) => status,
             };
             if status.code() == Code::NotFound && self.received.tokens > 0 {
@@ -121,12 +149,27 @@ impl Resuming {
                 continue;
             }
             let is_worth_trying = is_loss(&status) || status.code() == Code::Unavailable;
-            if !is_worth_trying || Instant::now() + delay > end {
+            if !is_worth_trying {
                 return Err(status.into());
             }
-            sleep(delay).await;
-            delay = (delay * 2).min(LONGEST_DELAY);
+            self.pause(status).await?;
         }
+    }
+
+    /// Waits before the next attempt.
+    ///
+    /// # Errors
+    /// What the last one ended with, where patience would be over by then.
+    async fn pause(&mut self, status: Status) -> Result<(), Error> {
+        let Some(search) = &mut self.search else {
+            return Ok(());
+        };
+        if search.end.is_some_and(|end| Instant::now() + search.delay > end) {
+            return Err(status.into());
+        }
+        sleep(search.delay).await;
+        search.delay = (search.delay * 2).min(LONGEST_DELAY);
+        Ok(())
     }
 }
 

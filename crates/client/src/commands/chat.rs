@@ -12,6 +12,7 @@ use crate::commands::generate::complete;
 use crate::commands::interruptible;
 use crate::failure::Failure;
 use crate::input::TextSource;
+use crate::output;
 
 const HELP: &str =
     "/reset forgets the conversation, /undo its last exchange, /exit or Ctrl-D ends; Ctrl-C ends an answer.";
@@ -61,7 +62,7 @@ async fn talk(cli: &Cli, args: &Args, mut conversation: Vec<v1::ChatMessage>) ->
     let opening = conversation.len();
     let config = Config::builder().auto_add_history(true).build();
     let mut editor = Editor::<(), MemHistory>::with_history(config, MemHistory::new()).map_err(terminal)?;
-    eprintln!("{HELP}");
+    output::note(HELP);
     loop {
         let line;
         (editor, line) = read_line(editor).await?;
@@ -74,7 +75,7 @@ async fn talk(cli: &Cli, args: &Args, mut conversation: Vec<v1::ChatMessage>) ->
         match line.trim() {
             "" => continue,
             "/exit" | "/quit" => return Ok(()),
-            "/help" => eprintln!("{HELP}"),
+            "/help" => output::note(HELP),
             "/reset" => conversation.truncate(opening),
             "/undo" => conversation.truncate(opening.max(conversation.len().saturating_sub(2))),
             _ => exchange(&client, cli, args, &mut conversation, line).await?,
@@ -95,7 +96,7 @@ async fn exchange(
         Ok(text) => conversation.push(prompt::message("assistant", text)),
         Err(failure @ (Failure::Server(_) | Failure::Interrupted)) => {
             conversation.pop();
-            eprintln!();
+            output::note("");
             failure.report(cli.json);
         }
         Err(failure) => return Err(failure),

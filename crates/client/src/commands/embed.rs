@@ -132,7 +132,7 @@ async fn stream_lines(cli: &Cli, args: &Args, lines: Vec<String>) -> Result<(), 
                     if cli.json {
                         return output::json(&line);
                     }
-                    eprintln!("{}\t{failure}", answer.index);
+                    output::note(format_args!("{}\t{failure}", answer.index));
                     Ok(())
                 })?;
             }

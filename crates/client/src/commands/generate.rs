@@ -12,7 +12,7 @@ use crate::failure::Failure;
 use crate::input::TextSource;
 use crate::{json, output};
 
-/// How long an interrupted program tells the server so.
+/// How long a program that gives up tells the server so.
 const ABORT_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Flags of `generate`.
@@ -45,7 +45,8 @@ pub(crate) async fn run(cli: &Cli, args: &Args) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Asks for a completion, prints it as it comes and returns it. Ctrl-C ends it, on the server too.
+/// Asks for a completion, prints it as it comes and returns it. Ctrl-C and an output that nobody reads end it, on the
+/// server too.
 pub(crate) async fn complete(
     cli: &Cli,
     client: &Client,
@@ -59,7 +60,10 @@ pub(crate) async fn complete(
     let shown =
         interruptible(async { show(client.generate_resumable(request, patience).await?, cli.json).await });
     let outcome = shown.await;
-    if let Err(Failure::Interrupted) = &outcome {
+    if outcome
+        .as_ref()
+        .is_err_and(|failure| !failure.is_the_servers_word())
+    {
         // A program that merely ends is a broken connection to the server, which would wait for it.
         let _ = tokio::time::timeout(ABORT_PATIENCE, client.abort(id)).await;
     }
@@ -131,11 +135,11 @@ fn summarise(choice: &Choice) {
     let reason = reason.trim_start_matches("FINISH_REASON_").to_lowercase();
     let usage = finish.usage.unwrap_or_default();
     let timings = finish.timings.unwrap_or_default();
-    eprintln!(
+    output::note(format_args!(
         "\x1b[2m[{reason}: {} + {} tokens, first after {:.0} ms, then one each {:.1} ms]\x1b[0m",
         usage.prompt_tokens,
         usage.completion_tokens,
         timings.time_to_first_token_ms,
         timings.time_per_output_token_ms
-    );
+    ));
 }
