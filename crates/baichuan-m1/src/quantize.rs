@@ -1,9 +1,10 @@
 //! Writes a checkpoint whose matrices are quantised and packed for the kernels, which then read them where they lie: it
 //! loads as fast as its pages come in.
 //!
-//! One tensor is in memory at a time. The file is named as a checkpoint's only when it is whole.
+//! One tensor is in memory at a time. Files are where a checkpoint has them only when all are whole.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -20,6 +21,7 @@ use crate::load::{Tensors, on_disk};
 use crate::weights::{Weights, WeightsError, packed_format, packed_len};
 
 const WEIGHTS: &str = "model.safetensors";
+const CONFIG: &str = "config.json";
 
 /// What weights are called in the hub's layout, ours aside: not copied.
 const WEIGHT_FILES: [&str; 6] = ["safetensors", "bin", "gguf", "pt", "pth", "h5"];
@@ -55,34 +57,46 @@ pub(crate) fn quantize(
             message: "the folder to write to is not empty".into(),
         });
     }
-    let unfinished = out.join(format!("{WEIGHTS}.unfinished"));
-    let mut file = PackedFile::create(&unfinished, &config, format).map_err(at(&unfinished))?;
+    // Goes with all that is in it when this function fails: the folder is then as empty as it was.
+    let unfinished = tempfile::Builder::new()
+        .prefix(".unfinished-")
+        .tempdir_in(out)
+        .map_err(at(out))?;
+    let written = unfinished.path().join(WEIGHTS);
+    let mut file = PackedFile::create(&written, &config, format).map_err(at(&written))?;
     threads.install(|| -> Result<(), LoadError> {
         let formats = Formats::uniform(Some(format));
         let mut reader = Reader::new(&weights, (None, &formats), threads, progress);
-        let mut written = Ok(());
+        let mut outcome = Ok(());
         let read = each_tensor(&mut reader, &config, |spec, bytes| {
-            written = file.write(spec, bytes);
-            written.is_ok()
+            outcome = file.write(spec, bytes);
+            outcome.is_ok()
         });
         read.map_err(|error| invalid(error.to_string()))?;
-        written.map_err(at(&unfinished))?;
+        outcome.map_err(at(&written))?;
         let dtype = on_disk(&weights, &config);
         let digest = reader.digest().to_hex();
         file.finish(&[(SOURCE_DIGEST, &digest), (SOURCE_DTYPE, dtype.name())])
-            .map_err(at(&unfinished))
+            .map_err(at(&written))
     })?;
-    let name = out.join(WEIGHTS);
-    fs::rename(&unfinished, &name).map_err(at(&name))?;
+    let mut names = vec![OsString::from(WEIGHTS)];
     for file in others(dir).map_err(at(dir))? {
-        let to = out.join(file.file_name().unwrap_or_default());
+        let name = file.file_name().unwrap_or_default();
+        let to = unfinished.path().join(name);
         fs::copy(&file, &to).map_err(at(&to))?;
+        names.push(name.to_owned());
     }
-    // The last, so that a folder without it is no checkpoint.
     let mut config_json = checkpoint.config().clone();
     config_json["quantization_config"] = Quantization::panels16(format);
-    let name = out.join("config.json");
-    fs::write(&name, format!("{config_json:#}\n")).map_err(at(&name))
+    let name = unfinished.path().join(CONFIG);
+    fs::write(&name, format!("{config_json:#}\n")).map_err(at(&name))?;
+    // The last, so that a folder without it is no checkpoint.
+    names.push(CONFIG.into());
+    for name in names {
+        let to = out.join(&name);
+        fs::rename(unfinished.path().join(name), &to).map_err(at(&to))?;
+    }
+    Ok(())
 }
 
 /// The files of a checkpoint that are neither weights nor its config.json.
@@ -98,7 +112,7 @@ fn others(dir: &Path) -> io::Result<Vec<PathBuf>> {
         let is_weights = path
             .extension()
             .is_some_and(|ext| WEIGHT_FILES.iter().any(|weights| ext == *weights));
-        let is_left_out = is_weights || name == "config.json" || name.ends_with(".index.json");
+        let is_left_out = is_weights || name == CONFIG || name.ends_with(".index.json");
         if path.is_file() && !is_left_out {
             others.push(path);
         }

@@ -16,6 +16,7 @@ use baichuan_engine::{
 use baichuan_m1::random::{Preset, Recipe};
 
 use crate::golden::{self, folder, prompts};
+use crate::rewrite::rewritten;
 
 fn load_with(
     dir: &Path,
@@ -432,7 +433,37 @@ fn what_cannot_be_quantised_is_refused_and_nothing_is_overwritten() {
     assert!(refusal(&plain, IsqType::Q8_0, &plain).contains("not empty"));
     quantize(&plain, IsqType::Q8_0, &out).unwrap();
     assert!(refusal(&out, IsqType::Q8_0, &dir.path().join("again")).contains("quantised already"));
-    assert!(out.join("tokenizer.model").is_file() && !out.join("model.safetensors.unfinished").exists());
+    assert!(out.join("tokenizer.model").is_file());
+    let unfinished = |entry: fs::DirEntry| entry.file_name().to_string_lossy().contains("unfinished");
+    assert!(
+        !fs::read_dir(&out)
+            .unwrap()
+            .any(|entry| unfinished(entry.unwrap()))
+    );
+}
+
+#[test]
+fn what_fails_on_the_way_leaves_nothing_behind_and_can_be_tried_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let (plain, out) = (dir.path().join("plain"), dir.path().join("out"));
+    Recipe::new(Preset::Tiny).write(&plain, &|_, _| {}).unwrap();
+    let broken = rewritten(&plain, |tensors, _| {
+        let (dtype, _, data) = tensors.get_mut("model.layers.1.mlp.down_proj.weight").unwrap();
+        assert_eq!(*dtype, safetensors::Dtype::BF16);
+        data[..2].copy_from_slice(&half::bf16::NAN.to_le_bytes());
+    });
+    fs::copy(
+        plain.join("tokenizer.model"),
+        broken.path().join("tokenizer.model"),
+    )
+    .unwrap();
+    let error = quantize(broken.path(), IsqType::Q8_0, &out)
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("NaN"), "{error}");
+    assert_eq!(fs::read_dir(&out).unwrap().count(), 0);
+    quantize(&plain, IsqType::Q8_0, &out).unwrap();
+    assert!(out.join("config.json").is_file());
 }
 
 #[tokio::test]
