@@ -45,8 +45,9 @@ pub fn program(name: &str) -> Command {
 
 /// Sends a signal to a process by its id.
 pub async fn signal(process: u32, name: &str) {
-    let sent = Command::new("kill")
-        .args([&format!("-{name}"), &process.to_string()])
+    // The shell's own: `kill` as a program is not on every machine.
+    let sent = Command::new("sh")
+        .args(["-c", &format!("kill -{name} {process}")])
         .status();
     assert!(
         sent.await.unwrap().success(),

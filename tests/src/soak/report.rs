@@ -99,16 +99,19 @@ impl Report {
         }
     }
 
-    /// What is not as promised; times too, if the longest time to first token is given.
+    /// What is not as promised; times and that the overload was one too, if the longest time to first token is given.
     pub(super) fn faults(&self, first_token_within: Option<Duration>) -> Vec<String> {
         let mut faults: Vec<String> = self.wrong.iter().take(TOLD).cloned().collect();
         if self.wrong.len() > TOLD {
             faults.push(format!("and {} more like these", self.wrong.len() - TOLD));
         }
-        if self.first_token.len() == 0 || self.refused.len() == 0 {
-            faults.push("nobody was served, or nobody was refused".into());
+        if self.first_token.len() == 0 {
+            faults.push("nobody was served".into());
         }
         if let Some(limit) = first_token_within {
+            if self.refused.len() == 0 {
+                faults.push("nobody was refused".into());
+            }
             if self.first_token.p99() > limit {
                 faults.push(format!("first token, limit {limit:?}: {}", self.first_token));
             }

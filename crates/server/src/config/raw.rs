@@ -33,7 +33,8 @@ pub(crate) struct RawConfig {
     /// The one model, or what overrides the one entry of `models`.
     #[serde(skip_serializing_if = "RawModel::is_empty")]
     pub(crate) model: RawModel,
-    /// Several models; the first is the default.
+    /// Several models; the first is the default. One alone may be written as `[model]`, with the same keys, and so are
+    /// they named elsewhere (`--set model.threads=8`, `BAICHUAN_MODEL__THREADS=8`).
     pub(crate) models: Vec<RawModel>,
     /// For every model's engine.
     pub(crate) engine: RawEngine,
