@@ -66,6 +66,26 @@ const GENERATE: &[(&str, Change, &str)] = &[
         "sampling.repetition_penalty",
     ),
     (
+        "a repetition_penalty that makes finite numbers infinite",
+        |r| sampling(r).repetition_penalty = Some(3e38),
+        "sampling.repetition_penalty",
+    ),
+    (
+        "a repetition_penalty that makes finite numbers infinite, of the other kind",
+        |r| sampling(r).repetition_penalty = Some(1e-38),
+        "sampling.repetition_penalty",
+    ),
+    (
+        "more messages than anybody writes",
+        |r| r.prompt = Some(empty_messages(100_000)),
+        "chat.messages",
+    ),
+    (
+        "a text that is longer than any",
+        |r| r.prompt = Some(prompt::text("x".repeat((4 << 20) + 1))),
+        "text",
+    ),
+    (
         "presence_penalty 3",
         |r| sampling(r).presence_penalty = Some(3.0),
         "sampling.presence_penalty",
@@ -175,6 +195,13 @@ const GENERATE: &[(&str, Change, &str)] = &[
     ),
 ];
 
+fn empty_messages(n: usize) -> v1::generate_request::Prompt {
+    v1::generate_request::Prompt::Chat(v1::Chat {
+        messages: vec![v1::ChatMessage::default(); n],
+        ..Default::default()
+    })
+}
+
 fn sampling(request: &mut v1::GenerateRequest) -> &mut v1::SamplingParams {
     request.sampling.get_or_insert_default()
 }
@@ -234,6 +261,28 @@ async fn everything_wrong_with_a_request_is_said_at_once() {
     let mut fields: Vec<_> = refused.violations.iter().map(|v| v.field.as_str()).collect();
     fields.sort_unstable();
     assert_eq!(fields, ["output.logprobs", "sampling.n", "sampling.top_p"]);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn of_more_that_is_wrong_than_anybody_reads_the_first_is_said_and_the_rest_counted() {
+    let server = TestServer::fake().await;
+    let mut request = text("x", 5);
+    request.prompt = Some(empty_messages(1000));
+    let refused = refusal(server.client.generate(request).await);
+    assert_eq!(refused.code, Code::InvalidArgument);
+    let last = refused.violations.last().unwrap();
+    assert_eq!(
+        (refused.violations.len(), last.description.as_str()),
+        (21, "980 more violations")
+    );
+    let long = "x".repeat(1 << 20);
+    assert_eq!(refusal(server.client.model(&long).await).code, Code::NotFound);
+    let refused = refusal(server.client.abort(&long).await);
+    assert_eq!(
+        (refused.code, refused.violations[0].field.as_str()),
+        (Code::InvalidArgument, "request_id")
+    );
     server.stop().await;
 }
 

@@ -177,6 +177,20 @@ async fn a_token_is_checked_by_the_algorithm_of_its_key_in_the_file() {
     assert_eq!(code(&server, &other_algorithm).await, Code::Unauthenticated);
     let other_key = Provider::elliptic("rsa").sign(&claims("clinic"));
     assert_eq!(code(&server, &other_key).await, Code::Unauthenticated);
+    // One that the file says is for encryption, or for what nobody knows, signs nothing.
+    let good = rsa.sign(&claims("clinic"));
+    for (n, algorithm) in [(2.0, "RSA-OAEP"), (3.0, "RS1024")] {
+        let published = std::fs::read_to_string(&jwks).unwrap();
+        assert_eq!(code(&server, &good).await, Code::Ok);
+        std::fs::write(&jwks, published.replace("RS256", algorithm)).unwrap();
+        server.reload();
+        let reloads = "baichuan_reloads_total{what=\"jwks\",outcome=\"ok\"}";
+        server.until_metric(reloads, 2.0 * n - 2.0).await;
+        assert_eq!(code(&server, &good).await, Code::Unauthenticated, "{algorithm}");
+        std::fs::write(&jwks, published).unwrap();
+        server.reload();
+        server.until_metric(reloads, 2.0 * n - 1.0).await;
+    }
     server.stop().await;
 }
 

@@ -52,3 +52,4 @@ mod tls;
 mod tokenize;
 mod tokens;
 mod unary;
+mod unread_response;

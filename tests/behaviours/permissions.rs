@@ -10,6 +10,8 @@ struct House {
     server: TestServer,
     /// May use model `a` alone.
     clinic: Client,
+    /// May use model `fake` alone, which is not the default.
+    guest: Client,
     /// May use all models.
     lab: Client,
     /// May call everything.
@@ -20,8 +22,13 @@ struct House {
 async fn start(gate: &Gate) -> House {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("tokens.toml");
-    let [clinic, lab, operator] = [(); 3].map(|()| fresh_token().unwrap());
-    let entries = [(&clinic, "clinic"), (&lab, "lab"), (&operator, "operator")];
+    let [clinic, guest, lab, operator] = [(); 4].map(|()| fresh_token().unwrap());
+    let entries = [
+        (&clinic, "clinic"),
+        (&guest, "guest"),
+        (&lab, "lab"),
+        (&operator, "operator"),
+    ];
     let entries = entries.map(|(token, tenant)| token_entry(token, tenant, tenant).unwrap());
     std::fs::write(&file, entries.concat()).unwrap();
     let all = "[\"InferenceService\", \"ModelService\", \"ControlService\", \"AdminService\"]";
@@ -30,6 +37,7 @@ async fn start(gate: &Gate) -> House {
         .with("default_model", "a")
         .with("auth.tokens", file.display())
         .with("tenants.clinic.models", "[\"a\"]")
+        .with("tenants.guest.models", "[\"fake\"]")
         .with(
             "tenants.lab.services",
             "[\"InferenceService\", \"ControlService\"]",
@@ -41,6 +49,7 @@ async fn start(gate: &Gate) -> House {
     let server = TestServer::start(setup).await;
     House {
         clinic: server.connect_as(Some(&clinic)).await,
+        guest: server.connect_as(Some(&guest)).await,
         lab: server.connect_as(Some(&lab)).await,
         operator,
         server,
@@ -58,7 +67,11 @@ fn of_model(model: &str) -> baichuan_client::v1::GenerateRequest {
 #[tokio::test]
 async fn a_tenant_uses_and_sees_only_the_models_it_is_allowed() {
     let House {
-        server, clinic, lab, ..
+        server,
+        clinic,
+        guest,
+        lab,
+        ..
     } = start(&Gate::new()).await;
     clinic.generate_unary(of_model("a")).await.unwrap();
     clinic.generate_unary(of_model("")).await.unwrap();
@@ -67,11 +80,28 @@ async fn a_tenant_uses_and_sees_only_the_models_it_is_allowed() {
         (refused.code, refused.reason.as_deref()),
         (Code::PermissionDenied, Some("MODEL_NOT_ALLOWED"))
     );
-    let unknown = refusal(clinic.generate(of_model("guess")).await);
+    // Whether there is a model by a name is told to who may use it.
+    let guessed = refusal(clinic.generate(of_model("guess")).await);
+    assert_eq!(
+        (guessed.code, guessed.message.replace("guess", "fake")),
+        (refused.code, refused.message)
+    );
+    let unknown = refusal(lab.generate(of_model("guess")).await);
     assert!(
-        unknown.code == Code::NotFound && !unknown.message.contains("fake"),
+        unknown.code == Code::NotFound && unknown.message.contains("fake"),
         "{unknown:?}"
     );
+    let refused = refusal(guest.generate(of_model("")).await);
+    assert!(
+        refused.code == Code::PermissionDenied && !refused.message.contains("\"a\""),
+        "{refused:?}"
+    );
+    let info = guest.server_info().await.unwrap();
+    assert_eq!(
+        (info.default_model.as_str(), info.models),
+        ("", vec!["fake".into()])
+    );
+    assert_eq!(clinic.server_info().await.unwrap().default_model, "a");
     let seen: Vec<String> = clinic
         .models()
         .await
@@ -110,7 +140,7 @@ async fn a_tenant_uses_and_sees_only_the_models_it_is_allowed() {
         assert_eq!(refusal(refused).code, Code::PermissionDenied);
     }
     lab.generate_unary(of_model("fake")).await.unwrap();
-    drop((clinic, lab));
+    drop((clinic, guest, lab));
     server.stop().await;
 }
 

@@ -4,7 +4,8 @@ use std::collections::HashMap;
 
 use baichuan_client::Refusal;
 use bytes::{Buf, BufMut, Bytes};
-use e2e::{TestServer, refusal, text, until_idle};
+use e2e::peer::{DATA, END_HEADERS, END_STREAM, HEADERS, Peer, call_headers, field as header, frame};
+use e2e::{Fake, Setup, TestServer, refusal, text, until_idle};
 use tonic::client::Grpc;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::transport::Channel;
@@ -145,5 +146,43 @@ async fn an_unknown_method_is_unimplemented() {
     let refused = send(&server, "/baichuan.v1.InferenceService/Divine", Vec::new()).await;
     assert_eq!(refused.code, Code::Unimplemented);
     still_answers(&server).await;
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn what_cannot_be_unpacked_is_the_senders_fault() {
+    let setup = Setup::fake(Fake::default())
+        .with("grpc.max_decoding_message_bytes", 1000)
+        .with("listen.admin", "127.0.0.1:0");
+    let server = TestServer::start(setup).await;
+    // 5000 zeros.
+    let bomb = [
+        31, 139, 8, 0, 0, 0, 0, 0, 2, 3, 237, 193, 49, 1, 0, 0, 0, 194, 160, 245, 79, 109, 10, 63, 160, 0, 0,
+        0, 0, 128, 183, 1, 168, 14, 229, 216, 136, 19, 0, 0,
+    ];
+    let packed = |bytes: &[u8]| [&[1, 0, 0, 0, u8::try_from(bytes.len()).unwrap()], bytes].concat();
+    let (not_gzip, cut_off) = (packed(b"not gzip"), packed(&bomb)[..20].to_vec());
+    let not_a_flag = [&[7][..], &packed(b"x")[1..]].concat();
+    for (what, message, code, count) in [
+        ("no gzip", not_gzip, "InvalidArgument", 1.0),
+        ("not all of it", cut_off, "InvalidArgument", 2.0),
+        ("a flag that is none", not_a_flag, "InvalidArgument", 3.0),
+        ("more than a message", packed(&bomb), "ResourceExhausted", 1.0),
+    ] {
+        let mut peer = Peer::greeted(server.address).await;
+        let headers = [call_headers(), header("grpc-encoding", "gzip")].concat();
+        let call = [
+            frame(HEADERS, END_HEADERS, 1, &headers),
+            frame(DATA, END_STREAM, 1, &message),
+        ];
+        assert!(peer.say(&call.concat()).await);
+        peer.until(what, |f| f.kind == HEADERS && f.flags & END_STREAM != 0)
+            .await;
+        let handled = format!(
+            "grpc_server_handled_total{{grpc_type=\"server_stream\",grpc_service=\"baichuan.v1.InferenceService\",\
+             grpc_method=\"Generate\",grpc_code=\"{code}\"}}"
+        );
+        server.until_metric(&handled, count).await;
+    }
     server.stop().await;
 }

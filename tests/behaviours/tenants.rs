@@ -65,6 +65,20 @@ fn embed(n: usize) -> v1::EmbedRequest {
     }
 }
 
+fn tokenize(text: &str) -> v1::TokenizeRequest {
+    v1::TokenizeRequest {
+        input: Some(v1::tokenize_request::Input::Text(text.into())),
+        ..Default::default()
+    }
+}
+
+fn detokenize() -> v1::DetokenizeRequest {
+    v1::DetokenizeRequest {
+        token_ids: vec![104, 105],
+        ..Default::default()
+    }
+}
+
 #[tokio::test]
 async fn requests_per_second_bound_generations_embeddings_and_inputs_of_streams_alike() {
     // One at once, and then one in a thousand seconds.
@@ -75,6 +89,8 @@ async fn requests_per_second_bound_generations_embeddings_and_inputs_of_streams_
         small.generate(text("x", 3)).await.map(drop),
         small.generate_unary(text("x", 3)).await.map(drop),
         small.embed(embed(1)).await.map(drop),
+        small.tokenize(tokenize("x")).await.map(drop),
+        small.detokenize(detokenize()).await.map(drop),
     ] {
         let delay = over_quota(&refusal(outcome));
         assert!(
@@ -98,7 +114,7 @@ async fn requests_per_second_bound_generations_embeddings_and_inputs_of_streams_
     }
     house.large.generate_unary(text("x", 3)).await.unwrap();
     let rejected = "baichuan_tenant_rejected_total{tenant=\"small\",reason=\"tenant_quota\"}";
-    assert_eq!(house.server.metric(rejected).await, 5.0);
+    assert_eq!(house.server.metric(rejected).await, 7.0);
     drop((house.small, house.large));
     house.server.stop().await;
 }

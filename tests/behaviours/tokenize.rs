@@ -66,6 +66,43 @@ async fn special_tokens_are_left_out_of_text_unless_asked_for() {
 }
 
 #[tokio::test]
+async fn texts_and_tokens_beyond_the_longest_text_are_refused() {
+    let setup = Setup::fake(e2e::Fake::default()).with("engine.limits.max_text_bytes", 10);
+    let server = TestServer::start(setup).await;
+    assert_eq!(tokenize(&server.client, "0123456789").await.token_ids.len(), 10);
+    let text = v1::TokenizeRequest {
+        input: Some(Input::Text("0123456789a".into())),
+        ..Default::default()
+    };
+    let tokens = |n| v1::DetokenizeRequest {
+        token_ids: vec![104; n],
+        ..Default::default()
+    };
+    let message = v1::ChatMessage {
+        role: "user".into(),
+        content: "fever?".into(),
+    };
+    let chat = v1::TokenizeRequest {
+        input: Some(Input::Chat(v1::Chat {
+            messages: vec![message; 2],
+            ..Default::default()
+        })),
+        ..Default::default()
+    };
+    // A byte's token is written `<0x68>`.
+    assert_eq!(server.client.detokenize(tokens(1)).await.unwrap().text, "h");
+    for (refused, field) in [
+        (refusal(server.client.tokenize(text).await), "text"),
+        (refusal(server.client.tokenize(chat).await), "chat.messages"),
+        (refusal(server.client.detokenize(tokens(2)).await), "token_ids"),
+    ] {
+        assert_eq!(refused.code, Code::InvalidArgument);
+        assert_eq!(refused.violations[0].field, field);
+    }
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn the_context_is_reported_with_the_tokens() {
     let server = TestServer::fake().await;
     let answer = tokenize(&server.client, "x").await;

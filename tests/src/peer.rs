@@ -75,10 +75,15 @@ pub fn field(name: &str, value: &str) -> Vec<u8> {
 
 /// The headers of a call to `Generate`.
 pub fn call_headers() -> Vec<u8> {
+    call_headers_of("/baichuan.v1.InferenceService/Generate")
+}
+
+/// The headers of a call.
+pub fn call_headers_of(path: &str) -> Vec<u8> {
     [
         (":method", "POST"),
         (":scheme", "http"),
-        (":path", "/baichuan.v1.InferenceService/Generate"),
+        (":path", path),
         (":authority", "x"),
         ("content-type", "application/grpc"),
         ("te", "trailers"),

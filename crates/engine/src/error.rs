@@ -5,6 +5,10 @@ use std::time::Duration;
 
 use crate::text::TextError;
 
+mod violations;
+
+pub use violations::{MAX_VIOLATIONS, Violations};
+
 /// A field of a request that cannot be accepted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Violation {
@@ -21,17 +25,6 @@ impl Violation {
             field: field.into(),
             message: message.into(),
         }
-    }
-}
-
-/// Every field of a request that cannot be accepted; never empty.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{}", .0.iter().map(|v| format!("{}: {}", v.field, v.message)).collect::<Vec<_>>().join("; "))]
-pub struct Violations(pub Vec<Violation>);
-
-impl From<Violation> for Violations {
-    fn from(violation: Violation) -> Self {
-        Self(vec![violation])
     }
 }
 

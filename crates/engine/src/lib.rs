@@ -41,7 +41,7 @@ mod worker;
 
 pub use backend::{Backend, BackendInfo, EventSink, EventStream};
 pub use config::{CacheBudget, CacheConfig, EngineConfig, OnFailure};
-pub use error::{LoadError, RequestError, StepError, SubmitError, Violation, Violations};
+pub use error::{LoadError, MAX_VIOLATIONS, RequestError, StepError, SubmitError, Violation, Violations};
 pub use grammar::{Grammar, Grammars, StructuredOutput};
 pub use handle::EngineHandle;
 pub use ids::{BlockId, RequestId, SeqId, SlotId, TenantId, TokenId};

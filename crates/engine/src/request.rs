@@ -176,7 +176,7 @@ impl Default for OutputOptions {
 impl OutputOptions {
     /// Checks the bounds.
     pub fn validate(self) -> Result<Self, Violations> {
-        let mut check = Checks::default();
+        let mut check = Violations::default();
         for (field, value) in [
             ("output.logprobs", self.logprobs),
             ("output.prompt_logprobs", self.prompt_logprobs),
@@ -189,27 +189,7 @@ impl OutputOptions {
         check.that(self.stream_interval >= 1, "output.stream_interval", || {
             "must be at least 1, got 0".into()
         });
-        check.finish(self)
-    }
-}
-
-/// Gathers violations, so that a client learns of all of them at once.
-#[derive(Default)]
-struct Checks(Vec<Violation>);
-
-impl Checks {
-    fn that(&mut self, holds: bool, field: &str, message: impl FnOnce() -> String) {
-        if !holds {
-            self.0.push(Violation::new(field, message()));
-        }
-    }
-
-    fn finish<T>(self, valid: T) -> Result<T, Violations> {
-        if self.0.is_empty() {
-            Ok(valid)
-        } else {
-            Err(Violations(self.0))
-        }
+        check.or(self)
     }
 }
 
@@ -226,6 +206,10 @@ pub struct RequestLimits {
     pub max_stop_bytes: usize,
     /// Entries of `logit_bias`, `allowed_token_ids`, `bad_token_ids` or `stop_token_ids`, each.
     pub max_token_list: usize,
+    /// Messages of a chat.
+    pub max_messages: usize,
+    /// Bytes of a text: a prompt, an input, the messages of a chat together, or what tokens are written as.
+    pub max_text_bytes: usize,
 }
 
 impl Default for RequestLimits {
@@ -236,6 +220,8 @@ impl Default for RequestLimits {
             max_stop_strings: 64,
             max_stop_bytes: 1024,
             max_token_list: 4096,
+            max_messages: 4096,
+            max_text_bytes: 4 << 20,
         }
     }
 }
@@ -280,11 +266,7 @@ impl GenerateRequest {
         ] {
             violations.extend(check_token_ids(field, ids.iter().copied(), vocab_size).err());
         }
-        if violations.is_empty() {
-            Ok(())
-        } else {
-            Err(Violations(violations))
-        }
+        violations.or(())
     }
 }
 
@@ -292,26 +274,17 @@ impl EmbedRequest {
     /// Checks what depends on the model: token ids and the context.
     pub fn check_against(&self, vocab_size: usize, max_context: usize) -> Result<(), Violations> {
         let violations = check_prompt("token_ids.ids", &self.tokens, vocab_size, max_context);
-        if violations.is_empty() {
-            Ok(())
-        } else {
-            Err(Violations(violations))
-        }
+        violations.or(())
     }
 }
 
-fn check_prompt(field: &str, prompt: &[TokenId], vocab_size: usize, max_tokens: usize) -> Vec<Violation> {
-    let mut violations = Vec::new();
-    if prompt.is_empty() {
-        violations.push(Violation::new("prompt", "must not be empty"));
-    }
-    if prompt.len() > max_tokens {
-        let message = format!(
-            "prompt has {} tokens, the model accepts {max_tokens}",
-            prompt.len()
-        );
-        violations.push(Violation::new("prompt", message));
-    }
+fn check_prompt(field: &str, prompt: &[TokenId], vocab_size: usize, max_tokens: usize) -> Violations {
+    let mut violations = Violations::default();
+    violations.that(!prompt.is_empty(), "prompt", || "must not be empty".into());
+    let n_tokens = prompt.len();
+    violations.that(n_tokens <= max_tokens, "prompt", || {
+        format!("prompt has {n_tokens} tokens, the model accepts {max_tokens}")
+    });
     violations.extend(check_token_ids(field, prompt.iter().copied(), vocab_size).err());
     violations
 }

@@ -19,7 +19,7 @@ use crate::model::{
     CacheCopy, CausalLm, Freed, HiddenRows, ModelSpec, Rows, StepBatch, StepEntry, StepOutput, Wants,
 };
 use crate::plugin::{Checkpoint, LoadRequest, ModelPlugin};
-use crate::request::{Pooling, RequestLimits, SamplingOptions};
+use crate::request::{Pooling, SamplingOptions};
 use crate::text::{ChatTemplate, SpecialTokens};
 
 mod faults;
@@ -378,7 +378,7 @@ pub fn fake_engine(options: FakeOptions) -> Result<EngineHandle, LoadError> {
         default_pooling: Pooling::Last,
         default_sampling: options.default_sampling,
         default_max_tokens: None,
-        limits: RequestLimits::default(),
+        limits: options.engine.limits,
         eos_token_ids: vec![EOS],
         bos_token_id: Some(BOS),
         pad_token_id: None,

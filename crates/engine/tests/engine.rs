@@ -133,13 +133,13 @@ async fn what_does_not_fit_the_model_is_refused_by_field() {
     let Err(SubmitError::Invalid(violations)) = engine.submit(Request::Generate(bad.clone())) else {
         panic!()
     };
-    assert_eq!(violations.0[0].field, "token_ids.ids[1]");
+    assert_eq!(violations.listed()[0].field, "token_ids.ids[1]");
     bad.prompt = vec![1; 5000];
     let Err(SubmitError::Invalid(violations)) = engine.submit(Request::Generate(bad)) else {
         panic!()
     };
     assert_eq!(
-        violations.0[0].message,
+        violations.listed()[0].message,
         "prompt has 5000 tokens, the model accepts 4095"
     );
 }

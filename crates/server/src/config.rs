@@ -133,6 +133,8 @@ pub struct GrpcConfig {
     pub handshake_timeout: Duration,
     /// Time that the message of a call has to arrive.
     pub request_timeout: Duration,
+    /// Time that a client may take nothing of a response that waits for it.
+    pub send_timeout: Duration,
     /// How often a connection is pinged.
     pub keepalive_interval: Duration,
     /// Time a ping may stay unanswered.
@@ -164,6 +166,7 @@ impl Default for GrpcConfig {
             max_local_error_reset_streams: 1024,
             handshake_timeout: Duration::from_secs(10),
             request_timeout: Duration::from_secs(60),
+            send_timeout: Duration::from_secs(60),
             keepalive_interval: Duration::from_secs(30),
             keepalive_timeout: Duration::from_secs(20),
             max_connection_age: None,

@@ -122,6 +122,8 @@ pub(crate) enum Denied {
     Service(Service),
     #[error("this tenant may not use model {0:?}")]
     Model(String),
+    #[error("this tenant may not use the default model: name another")]
+    DefaultModel,
     #[error("the tenant that the token names is not served here")]
     Tenant,
 }
@@ -156,6 +158,15 @@ impl ApiError {
             reason: Exhausted::SlowClient,
             message: message.into(),
             retry_after: Some(SLOW_CLIENT_DELAY),
+        }
+    }
+
+    /// The answer does not fit into a message.
+    pub(crate) fn answer_too_large(max_bytes: usize) -> Self {
+        Self::Exhausted {
+            reason: Exhausted::MessageSize,
+            message: format!("the answer has more than {max_bytes} bytes (grpc.max_encoding_message_bytes)"),
+            retry_after: None,
         }
     }
 

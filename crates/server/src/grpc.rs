@@ -32,7 +32,9 @@ mod lifeline;
 mod meta;
 mod models;
 pub(crate) mod pipeline;
+mod response;
 pub(crate) mod resume;
+mod sending;
 pub(crate) mod serve;
 pub(crate) mod status;
 mod text;
@@ -88,7 +90,7 @@ pub(crate) fn routes(app: &Arc<App>, face: Face) -> Result<Routes, tonic_reflect
     };
     if facade {
         // Never compressed, whatever a caller accepts: llm-d reads the messages on their way and knows plain ones only.
-        let service = VllmEngineServer::new(vllm::Facade(app.clone()))
+        let service = VllmEngineServer::new(vllm::Facade::new(app.clone()))
             .max_decoding_message_size(decode)
             .max_encoding_message_size(encode)
             .accept_compressed(Gzip);

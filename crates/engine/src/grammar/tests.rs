@@ -21,7 +21,7 @@ fn accepts(grammar: &Grammar, text: &str) -> bool {
 
 fn refusal(wish: StructuredOutput) -> Violation {
     match grammars().compile(wish) {
-        Err(SubmitError::Invalid(mut violations)) => violations.0.remove(0),
+        Err(SubmitError::Invalid(violations)) => violations.listed()[0].clone(),
         other => panic!("not a violation: {other:?}"),
     }
 }
@@ -174,7 +174,7 @@ fn hostile_wishes_are_refused_or_bounded() {
                     }
                 }
             }
-            Err(SubmitError::Invalid(violations)) => assert_eq!(violations.0[0].field, field),
+            Err(SubmitError::Invalid(violations)) => assert_eq!(violations.listed()[0].field, field),
             Err(other) => panic!("{field}: {other}"),
         }
     }

@@ -1,6 +1,6 @@
 //! How the next token is chosen: what may be asked, and what is left once checked.
 
-use super::{Checks, LogitBias, RequestLimits};
+use super::{LogitBias, RequestLimits};
 use crate::error::Violations;
 use crate::ids::TokenId;
 use crate::text::GenerationDefaults;
@@ -87,7 +87,7 @@ impl SamplingOptions {
             n: self.n.unwrap_or(1),
         };
         let p = &params;
-        let mut check = Checks::default();
+        let mut check = Violations::default();
         let mut number = |field: &str, value: f32, holds: bool, bounds: &str| {
             check.that(value.is_finite() && holds, field, || {
                 format!("must be {bounds}, got {value}")
@@ -117,12 +117,12 @@ impl SamplingOptions {
             p.typical_p > 0.0 && p.typical_p <= 1.0,
             "above 0 and at most 1",
         );
-        let repetition = p.repetition_penalty;
+        // Beyond these a finite logit could become an infinite one.
         number(
             "sampling.repetition_penalty",
-            repetition,
-            repetition > 0.0,
-            "a finite number above 0",
+            p.repetition_penalty,
+            (0.01..=100.0).contains(&p.repetition_penalty),
+            "between 0.01 and 100",
         );
         for (field, value) in [
             ("sampling.presence_penalty", p.presence_penalty),
@@ -130,7 +130,8 @@ impl SamplingOptions {
         ] {
             number(field, value, (-2.0..=2.0).contains(&value), "between -2 and 2");
         }
-        for (id, bias) in &p.logit_bias {
+        let max = limits.max_token_list;
+        for (id, bias) in p.logit_bias.iter().take(max) {
             let holds = (-100.0..=100.0).contains(bias);
             number(
                 &format!("sampling.logit_bias[{id}]"),
@@ -144,13 +145,14 @@ impl SamplingOptions {
             ("sampling.allowed_token_ids", p.allowed_token_ids.len()),
             ("sampling.bad_token_ids", p.bad_token_ids.len()),
         ] {
-            let max = limits.max_token_list;
             check.that(len <= max, field, || {
                 format!("must have at most {max} entries, got {len}")
             });
         }
-        let bad = |id: &TokenId| p.bad_token_ids.contains(id);
-        let nothing_left = !p.allowed_token_ids.is_empty() && p.allowed_token_ids.iter().all(bad);
+        // Longer lists are refused already, and each is looked through for each entry of the other.
+        let (allowed, bad) = (&p.allowed_token_ids, &p.bad_token_ids);
+        let is_short = allowed.len() <= max && bad.len() <= max;
+        let nothing_left = is_short && !allowed.is_empty() && allowed.iter().all(|id| bad.contains(id));
         check.that(!nothing_left, "sampling.allowed_token_ids", || {
             "all of them are in bad_token_ids".into()
         });
@@ -158,7 +160,7 @@ impl SamplingOptions {
         check.that(n >= 1 && n <= max_n, "sampling.n", || {
             format!("must be between 1 and {max_n}, got {n}")
         });
-        check.finish(params)
+        check.or(params)
     }
 }
 
@@ -189,5 +191,44 @@ impl SamplingParams {
     /// Completions of the one prompt.
     pub fn n(&self) -> u32 {
         self.n
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Comparing each entry of one with each of the other would take hours.
+    #[test]
+    fn lists_that_are_too_long_are_refused_without_being_looked_through() {
+        let n = 1 << 20;
+        let options = SamplingOptions {
+            allowed_token_ids: vec![2; n],
+            bad_token_ids: [vec![1; n], vec![2]].concat(),
+            ..SamplingOptions::default()
+        };
+        let refused = options.validate(&RequestLimits::default(), 0).unwrap_err();
+        let fields: Vec<&str> = refused.listed().iter().map(|v| v.field.as_str()).collect();
+        assert_eq!(fields, ["sampling.allowed_token_ids", "sampling.bad_token_ids"]);
+    }
+
+    #[test]
+    fn a_repetition_penalty_leaves_finite_numbers_finite() {
+        for (penalty, holds) in [
+            (0.01, true),
+            (1.0, true),
+            (100.0, true),
+            (0.0, false),
+            (1e-38, false),
+            (3e38, false),
+            (f32::NAN, false),
+        ] {
+            let options = SamplingOptions {
+                repetition_penalty: Some(penalty),
+                ..SamplingOptions::default()
+            };
+            let outcome = options.validate(&RequestLimits::default(), 0);
+            assert_eq!(outcome.is_ok(), holds, "{penalty}");
+        }
     }
 }

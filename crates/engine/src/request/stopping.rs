@@ -1,6 +1,6 @@
 //! When completions end: what may be asked, and what is left once checked.
 
-use super::{Checks, RequestLimits};
+use super::RequestLimits;
 use crate::error::Violations;
 use crate::ids::TokenId;
 
@@ -33,7 +33,7 @@ impl StoppingOptions {
             ignore_eos: self.ignore_eos.unwrap_or(false),
         };
         let p = &params;
-        let mut check = Checks::default();
+        let mut check = Violations::default();
         if let Some(max) = p.max_tokens {
             check.that(max >= 1, "stopping.max_tokens", || {
                 "must be at least 1, got 0".into()
@@ -65,7 +65,7 @@ impl StoppingOptions {
         check.that(len <= max, "stopping.stop_token_ids", || {
             format!("must have at most {max} entries, got {len}")
         });
-        check.finish(params)
+        check.or(params)
     }
 }
 

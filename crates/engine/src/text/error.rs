@@ -127,6 +127,7 @@ impl TextError {
             Self::UnknownId { .. }
             | Self::Encode { .. }
             | Self::TemplateRefused { .. }
+            | Self::TemplateLimit { .. }
             | Self::UnknownRole { .. }
             | Self::Messages { .. } => true,
             Self::NoTokenizer { .. }
@@ -136,8 +137,7 @@ impl TextError {
             | Self::Tokenizer { .. }
             | Self::Unsupported { .. }
             | Self::ChatUnavailable { .. }
-            | Self::Template { .. }
-            | Self::TemplateLimit { .. } => false,
+            | Self::Template { .. } => false,
         }
     }
 

@@ -51,7 +51,12 @@ impl GenerationDefaults {
             top_k: top_k(&json)?,
             min_p: number(&json, "min_p", |x| (0.0..=1.0).contains(&x), "in [0, 1]")?,
             typical_p: number(&json, "typical_p", |x| x > 0.0 && x <= 1.0, "in (0, 1]")?,
-            repetition_penalty: number(&json, "repetition_penalty", |x| x > 0.0, "greater than 0")?,
+            repetition_penalty: number(
+                &json,
+                "repetition_penalty",
+                |x| (0.01..=100.0).contains(&x),
+                "in [0.01, 100]",
+            )?,
             max_new_tokens: max_new_tokens(&json)?,
             bos_token_id: single_id(&json, "bos_token_id")?,
             eos_token_ids: ids(&json, "eos_token_id")?,

@@ -300,7 +300,7 @@ fn generation_defaults_out_of_place_are_named() {
         ),
         (
             json!({ "repetition_penalty": 0 }),
-            "`repetition_penalty` is 0.0, must be greater than 0",
+            "`repetition_penalty` is 0.0, must be in [0.01, 100]",
         ),
         (
             json!({ "max_new_tokens": 0 }),

@@ -23,7 +23,7 @@ async fn what_a_model_lacks_is_refused_by_its_field() {
     let vectors = load("qwen3-embedding");
     let field = |error| match error {
         SubmitError::Unsupported { field, .. } => field.to_owned(),
-        SubmitError::Invalid(violations) => violations.0[0].field.clone(),
+        SubmitError::Invalid(violations) => violations.listed()[0].field.clone(),
         other => panic!("{other}"),
     };
     assert_eq!(field(refusal(&text, embed(&[1, 2], Pooling::Last))), "model");

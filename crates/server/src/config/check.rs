@@ -177,6 +177,7 @@ fn grpc(raw: RawGrpc, findings: &mut Findings) -> GrpcConfig {
             .unwrap_or(d.max_local_error_reset_streams),
         handshake_timeout: time(raw.handshake_timeout, d.handshake_timeout),
         request_timeout: time(raw.request_timeout, d.request_timeout),
+        send_timeout: time(raw.send_timeout, d.send_timeout),
         keepalive_interval: time(raw.keepalive_interval, d.keepalive_interval),
         keepalive_timeout: time(raw.keepalive_timeout, d.keepalive_timeout),
         max_connection_age: raw.max_connection_age.unwrap_or(Limit(d.max_connection_age)).0,
@@ -218,6 +219,7 @@ fn grpc(raw: RawGrpc, findings: &mut Findings) -> GrpcConfig {
     });
     findings.not_zero("grpc.handshake_timeout", grpc.handshake_timeout);
     findings.not_zero("grpc.request_timeout", grpc.request_timeout);
+    findings.not_zero("grpc.send_timeout", grpc.send_timeout);
     findings.not_zero("grpc.keepalive_interval", grpc.keepalive_interval);
     findings.not_zero("grpc.keepalive_timeout", grpc.keepalive_timeout);
     if let Some(age) = grpc.max_connection_age {

@@ -46,6 +46,7 @@ impl Config {
                 max_local_error_reset_streams: Some(grpc.max_local_error_reset_streams),
                 handshake_timeout: Some(Human(grpc.handshake_timeout)),
                 request_timeout: Some(Human(grpc.request_timeout)),
+                send_timeout: Some(Human(grpc.send_timeout)),
                 keepalive_interval: Some(Human(grpc.keepalive_interval)),
                 keepalive_timeout: Some(Human(grpc.keepalive_timeout)),
                 max_connection_age: Some(Limit(grpc.max_connection_age)),
@@ -148,6 +149,8 @@ pub(super) fn raw_engine(engine: &EngineConfig) -> RawEngine {
             max_stop_strings: Some(limits.max_stop_strings),
             max_stop_bytes: Some(limits.max_stop_bytes),
             max_token_list: Some(limits.max_token_list),
+            max_messages: Some(limits.max_messages),
+            max_text_bytes: Some(limits.max_text_bytes),
         },
     }
 }

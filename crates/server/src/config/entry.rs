@@ -27,7 +27,7 @@ impl Config {
                 let own = finding.keys.iter().find(|key| key.starts_with("config"));
                 Violation::new(own.map_or("config", String::as_str), finding.message)
             });
-            Violations(violations.collect())
+            violations.collect()
         })
     }
 }

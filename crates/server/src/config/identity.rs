@@ -104,13 +104,13 @@ pub struct TenantConfig {
     pub models: Vec<String>,
     /// Share of the engine beside other tenants', in proportion.
     pub weight: u32,
-    /// Requests per second: generations, and inputs of embeddings.
+    /// Requests per second: generations, inputs of embeddings, texts tokenised and tokens made text.
     pub requests_per_second: Option<f64>,
     /// Prompt and generated tokens per minute.
     pub tokens_per_minute: Option<u64>,
-    /// Calls of `InferenceService` at once.
+    /// Calls of `InferenceService` at once, each until all of its response has left.
     pub max_concurrent: Option<usize>,
-    /// Share of a model's queue it may fill, of requests and of tokens.
+    /// Share of a model's queue it may fill, of requests and of tokens, and of the texts that wait for tokenisation.
     pub queue_share: f64,
 }
 

@@ -274,6 +274,11 @@ pub(crate) struct RawLimits {
     pub(crate) max_stop_bytes: Option<usize>,
     /// Length of each list of tokens in a request's sampling parameters.
     pub(crate) max_token_list: Option<usize>,
+    /// Messages of one chat.
+    pub(crate) max_messages: Option<usize>,
+    /// Length of one text, in bytes: of a prompt, an input, the messages of a chat together, or what the tokens of one
+    /// `Detokenize` are written as.
+    pub(crate) max_text_bytes: Option<usize>,
 }
 
 impl RawLimits {
@@ -284,6 +289,8 @@ impl RawLimits {
             max_stop_strings: over.max_stop_strings.or(self.max_stop_strings),
             max_stop_bytes: over.max_stop_bytes.or(self.max_stop_bytes),
             max_token_list: over.max_token_list.or(self.max_token_list),
+            max_messages: over.max_messages.or(self.max_messages),
+            max_text_bytes: over.max_text_bytes.or(self.max_text_bytes),
         }
     }
 }
@@ -318,8 +325,11 @@ pub(crate) struct RawGrpc {
     pub(crate) max_local_error_reset_streams: Option<usize>,
     /// Time a new connection has to complete the HTTP/2 preface.
     pub(crate) handshake_timeout: Option<Human<Duration>>,
-    /// Time that the message of a call has to arrive; streams of messages have their call's.
+    /// Time that the message of a call has to arrive, or the first one of a stream of messages.
     pub(crate) request_timeout: Option<Human<Duration>>,
+    /// Time that a client may take nothing (no 16 KiB) of a response that waits for it; then the call is reset. More than
+    /// `keepalive_interval` and `keepalive_timeout` together, or streams that could be taken up again end with it.
+    pub(crate) send_timeout: Option<Human<Duration>>,
     /// How often a connection is pinged.
     pub(crate) keepalive_interval: Option<Human<Duration>>,
     /// Time a ping may stay unanswered.

@@ -16,9 +16,10 @@ pub(super) struct Charge {
 }
 
 /// A call of a tenant begins; it counts as running while what is returned lives.
-pub(super) fn begin(app: &App, tenant: &Arc<Tenant>) -> Result<Running, ApiError> {
+pub(super) fn begin(app: &App, tenant: &Arc<Tenant>) -> Result<Arc<Running>, ApiError> {
     tenant
         .begin()
+        .map(Arc::new)
         .inspect_err(|error| app.metrics.tenant_rejected(tenant.name(), error))
 }
 

@@ -1,7 +1,7 @@
 //! How long a request may take to arrive.
 //!
 //! A call whose message comes byte by byte, or never, holds a place among the calls that may run at once. So a call of one
-//! message has a time for that to be there. Streams of messages may take as long as their call.
+//! message has a time for that to be there. Of a stream of messages the first has the same time, where it is read.
 
 use std::pin::Pin;
 use std::sync::Arc;

@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
+use baichuan_engine::Violations;
 use baichuan_proto::v1;
 use baichuan_proto::v1::control_service_server::ControlService;
 use tonic::{Request, Response, Status};
 
 use super::convert::model;
-use super::meta::{Meta, answer};
+use super::meta::{Meta, answer, check_request_id};
 use crate::app::App;
 use crate::build_info;
 use crate::error::ApiError;
@@ -50,7 +51,10 @@ impl ControlService for Control {
             uptime_seconds: app.started.elapsed().as_secs_f64(),
             ready: app.health.state().ready,
             draining: app.calls.is_draining(),
-            default_model: app.models.default_name().to_owned(),
+            default_model: Some(app.models.default_name())
+                .filter(|name| may_use(name))
+                .unwrap_or_default()
+                .to_owned(),
             models: app
                 .models
                 .iter()
@@ -78,13 +82,16 @@ impl ControlService for Control {
         let meta = Meta::of(&request);
         let id = meta.request_id("");
         let request_id = request.into_inner().request_id;
-        let aborted = match request_id.as_str() {
-            "" => Err(ApiError::invalid("request_id", "must not be empty")),
-            named => meta.identity().and_then(|caller| {
-                let owner = (!caller.tenant.is_operator()).then_some(&*caller.owner);
-                self.0.calls.abort(owner, named)
-            }),
-        };
+        let mut violations = Violations::default();
+        violations.that(!request_id.is_empty(), "request_id", || {
+            "must not be empty".into()
+        });
+        check_request_id("request_id", &request_id, &mut violations);
+        let aborted = violations.or(()).map_err(ApiError::Invalid).and_then(|()| {
+            let caller = meta.identity()?;
+            let owner = (!caller.tenant.is_operator()).then_some(&*caller.owner);
+            self.0.calls.abort(owner, &request_id)
+        });
         answer(&self.0, &id, aborted.map(|()| v1::AbortResponse { request_id }))
     }
 }

@@ -1,6 +1,6 @@
 //! Between the wire's types and the engine's: the wire's end here.
 
-use baichuan_engine::Violation;
+use baichuan_engine::Violations;
 use baichuan_engine::text::TextError;
 
 use crate::error::ApiError;
@@ -15,26 +15,21 @@ pub(super) mod vllm;
 
 /// Gathers violations over a whole request.
 #[derive(Default)]
-pub(super) struct Findings(pub(super) Vec<Violation>);
+pub(super) struct Findings(pub(super) Violations);
 
 impl Findings {
     pub(super) fn that(&mut self, holds: bool, field: &str, message: impl FnOnce() -> String) {
-        if !holds {
-            self.0.push(Violation::new(field, message()));
-        }
+        self.0.that(holds, field, message);
     }
 
     /// The value of a part's check, with its violations kept.
-    pub(super) fn keep<T>(&mut self, part: Result<T, baichuan_engine::Violations>) -> Option<T> {
-        part.map_err(|violations| self.0.extend(violations.0)).ok()
+    pub(super) fn keep<T>(&mut self, part: Result<T, Violations>) -> Option<T> {
+        part.map_err(|violations| self.0.append(violations)).ok()
     }
 
     /// An error if there is any violation.
     pub(super) fn done(self) -> Result<(), ApiError> {
-        if self.0.is_empty() {
-            return Ok(());
-        }
-        Err(ApiError::Invalid(baichuan_engine::Violations(self.0)))
+        self.0.or(()).map_err(ApiError::Invalid)
     }
 }
 
@@ -54,6 +49,11 @@ pub(super) fn text_error(error: &TextError, field: &str) -> ApiError {
             field: "chat",
             feature: "chat".into(),
         },
+        // Its own words name a file of the checkpoint.
+        TextError::TemplateLimit { limit, .. } => ApiError::invalid(
+            field,
+            format!("the chat template takes more than {limit} for them"),
+        ),
         _ if error.is_callers_fault() => ApiError::invalid(field, message),
         _ => ApiError::Internal { cause: message },
     }
@@ -62,4 +62,26 @@ pub(super) fn text_error(error: &TextError, field: &str) -> ApiError {
 /// Numbers on the wire are 32 bits wide; more is "as many as that".
 pub(super) fn clamp(n: usize) -> u32 {
     u32::try_from(n).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_template_that_takes_too_much_for_some_messages_is_their_fault_and_no_file_is_named() {
+        let error = TextError::TemplateLimit {
+            template: "/models/m/chat_template.jinja".into(),
+            limit: "4000000 steps".into(),
+        };
+        let ApiError::Invalid(violations) = text_error(&error, "chat.messages") else {
+            panic!("not the caller's fault");
+        };
+        let violation = &violations.listed()[0];
+        assert_eq!(violation.field, "chat.messages");
+        assert!(
+            violation.message.contains("4000000 steps") && !violation.message.contains("/models"),
+            "{violation:?}"
+        );
+    }
 }

@@ -78,7 +78,6 @@ pub(super) async fn embed(
         deadline: call.deadline,
         progress: Arc::default(),
     };
-    let _running = admission::begin(app, &by.tenant)?;
     let (name, inputs) = (&backend.info().name, request.inputs.len());
     let mut trace = operation::of_embed(meta.trace(), Some(inputs), name, id, by.arrived);
     let work = embed_all(app, id, &backend, &by, request);
@@ -141,7 +140,7 @@ async fn embed_all(
     let max_context = info.max_context;
     let inputs: Vec<Input> = app
         .text
-        .run(move || {
+        .run(by.tenant.account(), move || {
             let encode = |(i, input): (usize, prompt::Prompt)| {
                 let at = format!("inputs[{i}].");
                 let field = input.field(&at);
@@ -158,11 +157,12 @@ async fn embed_all(
         .await??;
     let tokenize = started.elapsed();
     let (n_bytes, max_bytes) = (
-        inputs.iter().map(|i| options.n_bytes(i)).sum::<usize>(),
+        inputs.iter().map(|i| options.n_bytes(i)).sum::<usize>() + embed::max_rest_bytes(id, info),
         app.config.grpc.max_encoding_message_bytes,
     );
     if n_bytes > max_bytes {
-        let message = format!("the answer would have {n_bytes} bytes, a message has at most {max_bytes}");
+        let message =
+            format!("the answer would have up to {n_bytes} bytes, a message has at most {max_bytes}");
         return Err(ApiError::invalid("inputs", message));
     }
 

@@ -17,11 +17,11 @@ use super::convert::embed::{self, Options};
 use super::convert::{Findings, events, model, operation, prompt};
 use super::embed::{By, Progress, interrupted, one};
 use super::meta::{Meta, failure};
-use super::pipeline::transport_error;
+use super::response::transport_error;
 use crate::app::App;
 use crate::calls::Call;
 use crate::error::{ApiError, Phase};
-use crate::identity::tenant::{Running, Tenant};
+use crate::identity::tenant::Tenant;
 use crate::telemetry::gen_ai::{Operation, Outcome};
 
 /// What all inputs of a stream share.
@@ -30,8 +30,6 @@ struct Shared {
     id: RequestId,
     backend: Arc<dyn Backend>,
     tenant: Arc<Tenant>,
-    /// While the stream lives, it is one running call.
-    _running: Running,
     /// Of the whole stream.
     deadline: Option<Instant>,
     options: Options,
@@ -48,7 +46,13 @@ pub(super) async fn embed_stream(
     RequestId,
     Result<BoxStream<'static, Result<v1::EmbedStreamResponse, Status>>, ApiError>,
 ) {
-    let first = match requests.message().await {
+    // There is no call before that, whose time could end it: only its place among those that may run.
+    let (began, time) = (Instant::now(), meta.time_to_arrive(app));
+    let arrived = tokio::time::timeout(time, requests.message()).await;
+    let Ok(arrived) = arrived else {
+        return (meta.request_id(""), Err(ApiError::NotArrived { time }));
+    };
+    let first = match arrived {
         Ok(Some(first)) => first,
         Ok(None) => {
             let nothing = ApiError::invalid("options", "the stream ended before its first message");
@@ -58,7 +62,10 @@ pub(super) async fn embed_stream(
     };
     let own = first.options.as_ref().map_or("", |o| o.request_id.as_str());
     let id = meta.request_id(own);
-    let stream = start(app, &id, meta, first, requests);
+    let limit = meta
+        .limit(app, None)
+        .map(|limit| limit.saturating_sub(began.elapsed()));
+    let stream = start(app, &id, meta, limit, first, requests);
     (id, stream)
 }
 
@@ -66,15 +73,13 @@ fn start(
     app: &Arc<App>,
     id: &RequestId,
     meta: &Meta,
+    limit: Option<Duration>,
     mut first: v1::EmbedStreamRequest,
     requests: Streaming<v1::EmbedStreamRequest>,
 ) -> Result<BoxStream<'static, Result<v1::EmbedStreamResponse, Status>>, ApiError> {
     let options = first.options.take().unwrap_or_default();
-    let call = app
-        .calls
-        .begin(&meta.identity()?.owner, id.clone(), meta.limit(app, None))?;
+    let call = app.calls.begin(&meta.identity()?.owner, id.clone(), limit)?;
     let tenant = meta.identity()?.tenant.clone();
-    let running = admission::begin(app, &tenant)?;
     let backend = meta.backend(app, &options.model)?;
     let mut findings = Findings::default();
     let checked = embed::check_options(&options, backend.info(), &mut findings);
@@ -82,7 +87,7 @@ fn start(
         "must be empty in the options of a stream".into()
     });
     if !findings.0.is_empty() {
-        for violation in &mut findings.0 {
+        for violation in findings.0.listed_mut() {
             violation.field.insert_str(0, "options.");
         }
         findings.done()?;
@@ -95,7 +100,6 @@ fn start(
         id: id.clone(),
         backend,
         tenant,
-        _running: running,
         deadline: call.deadline,
         options: checked,
         time_limit: options.time_limit_ms.map(|ms| Duration::from_millis(ms.into())),
@@ -233,7 +237,7 @@ async fn embed_one(
     let tokenizer = info.tokenizer.clone();
     let input = app
         .text
-        .run(move || {
+        .run(shared.tenant.account(), move || {
             prompt
                 .encode(&tokenizer, "input.")
                 .map(|tokens| options.cut(tokens))
@@ -241,11 +245,12 @@ async fn embed_one(
         .await??;
     prompt::check_length(&input.tokens, &field, info.max_context)?;
     let (n_bytes, max_bytes) = (
-        options.n_bytes(&input),
+        options.n_bytes(&input) + embed::max_rest_bytes(&shared.id, info),
         app.config.grpc.max_encoding_message_bytes,
     );
     if n_bytes > max_bytes {
-        let message = format!("the answer would have {n_bytes} bytes, a message has at most {max_bytes}");
+        let message =
+            format!("the answer would have up to {n_bytes} bytes, a message has at most {max_bytes}");
         return Err(ApiError::invalid(field, message));
     }
     let truncated = input.truncated;

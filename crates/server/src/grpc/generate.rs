@@ -26,7 +26,7 @@ pub(super) struct Generation {
     app: Arc<App>,
     call: Call,
     tenant: Arc<Tenant>,
-    _running: Running,
+    _running: Arc<Running>,
     backend: Arc<dyn Backend>,
     metrics: Option<Arc<ModelMetrics>>,
     trace: Operation,
@@ -71,7 +71,7 @@ pub(super) async fn start(
         meta.limit(app, request.time_limit_ms),
     )?;
     let tenant = meta.identity()?.tenant.clone();
-    let running = admission::begin(app, &tenant)?;
+    let running = meta.running(app)?;
     let backend = meta.backend(app, &request.model)?;
     let name = &backend.info().name;
     let mut trace = operation::of_generate(meta.trace(), &request, name, id, call.arrived);
@@ -128,7 +128,7 @@ async fn submit(
     let tokenizer = info.tokenizer.clone();
     let started = Instant::now();
     let (grammars, wish) = (info.grammars.clone(), valid.structured_output);
-    let encoding = app.text.run(move || {
+    let encoding = app.text.run(tenant.account(), move || {
         let grammar = wish.map(|wish| grammars.compile(wish)).transpose()?;
         Ok::<_, ApiError>((valid.prompt.encode(&tokenizer, "")?, grammar))
     });
@@ -376,12 +376,16 @@ impl Generation {
 
     /// Ends it for a caller who does not read, or has been away for too much of it.
     pub(super) fn cut_off(&mut self) -> ApiError {
+        self.end_with(ApiError::slow_client(
+            "the stream's buffer is full of what was not read (requests.resume_buffer_bytes)",
+        ))
+    }
+
+    /// Ends it for a reason of its reader's.
+    pub(super) fn end_with(&mut self, error: ApiError) -> ApiError {
         self.events = None;
         self.ended = true;
         self.pending.clear();
-        let error = ApiError::slow_client(
-            "the stream's buffer is full of what was not read (requests.resume_buffer_bytes)",
-        );
         self.failure = Some(error.kind());
         error
     }

@@ -4,13 +4,17 @@ use std::time::Duration;
 
 use baichuan_proto::v1;
 use baichuan_proto::v1::generate_response::Event;
+use prost::Message;
 
 use super::convert::events::choice_matched;
 use super::generate::Generation;
 use crate::error::ApiError;
 
-/// Reads a generation to its end.
-pub(super) async fn collect(mut generation: Generation) -> Result<v1::GenerateUnaryResponse, ApiError> {
+/// Reads a generation to its end, unless its message gets longer than `max_bytes`.
+pub(super) async fn collect(
+    mut generation: Generation,
+    max_bytes: usize,
+) -> Result<v1::GenerateUnaryResponse, ApiError> {
     let mut response = v1::GenerateUnaryResponse {
         request_id: generation.id().to_string(),
         model: generation.model().to_owned(),
@@ -19,13 +23,17 @@ pub(super) async fn collect(mut generation: Generation) -> Result<v1::GenerateUn
     };
     let mut usage = v1::Usage::default();
     let mut longest = Duration::ZERO;
+    // The least that the message will have: what is gathered, without the fields around it.
+    let mut n_bytes = 0;
     while let Some(event) = generation.next().await {
         match event? {
             Event::PromptInfo(info) => {
                 response.seed = info.seed;
+                n_bytes += encoded(&info.prompt_logprobs);
                 response.prompt_logprobs = info.prompt_logprobs;
             }
             Event::Delta(delta) => {
+                n_bytes += delta.text.len() + delta.token_ids.len() + encoded(&delta.logprobs);
                 let choice = choice(&mut response.choices, delta.index);
                 choice.text.push_str(&delta.text);
                 choice.token_ids.extend(delta.token_ids);
@@ -49,10 +57,20 @@ pub(super) async fn collect(mut generation: Generation) -> Result<v1::GenerateUn
                 }
             }
         }
+        if n_bytes > max_bytes {
+            return Err(generation.end_with(ApiError::answer_too_large(max_bytes)));
+        }
     }
     usage.total_tokens = usage.prompt_tokens.saturating_add(usage.completion_tokens);
     response.usage = Some(usage);
-    Ok(response)
+    match response.encoded_len() <= max_bytes {
+        true => Ok(response),
+        false => Err(ApiError::answer_too_large(max_bytes)),
+    }
+}
+
+fn encoded(logprobs: &[v1::TokenLogprob]) -> usize {
+    logprobs.iter().map(Message::encoded_len).sum()
 }
 
 /// The choice numbered `index`; completions begin in any order.

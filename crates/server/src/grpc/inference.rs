@@ -65,7 +65,8 @@ impl InferenceService for Inference {
         }
         let collected = async {
             let generation = generate::start(&self.0, &id, &meta, request).await;
-            generate_unary::collect(generation.map_err(in_request)?).await
+            let max_bytes = self.0.config.grpc.max_encoding_message_bytes;
+            generate_unary::collect(generation.map_err(in_request)?, max_bytes).await
         };
         answer(&self.0, &id, collected.await)
     }
@@ -127,7 +128,7 @@ fn messages(
 fn in_request(error: ApiError) -> ApiError {
     match error {
         ApiError::Invalid(mut violations) => {
-            for violation in &mut violations.0 {
+            for violation in violations.listed_mut() {
                 violation.field.insert_str(0, "request.");
             }
             ApiError::Invalid(violations)

@@ -3,14 +3,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use baichuan_engine::{Backend, RequestId, Violation};
+use baichuan_engine::{Backend, RequestId, Violations};
 use http::HeaderMap;
 use tonic::{Request, Response, Status};
 
+use super::admission;
 use super::status::{self, REQUEST_ID};
 use crate::app::App;
-use crate::error::{ApiError, Unproven};
+use crate::error::{ApiError, Denied, Unproven};
 use crate::identity::Identity;
+use crate::identity::tenant::Running;
 use crate::models::Model;
 use crate::telemetry::call_trace::CallTrace;
 
@@ -24,6 +26,8 @@ pub(super) struct Meta {
     timeout: Option<Duration>,
     /// The pipeline knows it, or the call would not be here.
     identity: Option<Identity>,
+    /// Its place among its tenant's calls, where it has one already.
+    running: Option<Arc<Running>>,
     trace: CallTrace,
 }
 
@@ -38,14 +42,13 @@ pub(super) fn new_request_id() -> RequestId {
 }
 
 /// Violations of a `request_id` field, which may be empty.
-pub(super) fn check_request_id(field: &str, id: &str, violations: &mut Vec<Violation>) {
-    if !id.is_empty() && !is_request_id(id) {
-        let message = format!(
+pub(super) fn check_request_id(field: &str, id: &str, violations: &mut Violations) {
+    violations.that(id.is_empty() || is_request_id(id), field, || {
+        format!(
             "must be 1 to {MAX_ID_BYTES} visible ASCII characters, got {} bytes",
             id.len()
-        );
-        violations.push(Violation::new(field, message));
-    }
+        )
+    });
 }
 
 impl Meta {
@@ -59,6 +62,7 @@ impl Meta {
                 .map_or_else(new_request_id, RequestId::new),
             timeout: timeout(metadata.as_ref()),
             identity: request.extensions().get::<Identity>().cloned(),
+            running: request.extensions().get::<Arc<Running>>().cloned(),
             trace: request
                 .extensions()
                 .get::<CallTrace>()
@@ -77,19 +81,42 @@ impl Meta {
             .ok_or(ApiError::Unauthenticated(Unproven::Missing))
     }
 
+    /// The call's place among its tenant's that run at once, while what is returned lives.
+    ///
+    /// # Errors
+    /// The tenant has as many as it may.
+    pub(super) fn running(&self, app: &App) -> Result<Arc<Running>, ApiError> {
+        match &self.running {
+            Some(running) => Ok(running.clone()),
+            None => admission::begin(app, &self.identity()?.tenant),
+        }
+    }
+
+    /// How long the first message may take to come.
+    pub(super) fn time_to_arrive(&self, app: &App) -> Duration {
+        let time = app.config.grpc.request_timeout;
+        self.timeout.map_or(time, |asked| asked.min(time))
+    }
+
     /// The model called `name`, where the caller may use it.
     pub(super) fn model(&self, app: &App, name: &str) -> Result<Arc<Model>, ApiError> {
         let tenant = &self.identity()?.tenant;
-        let model = app.models.find(name).map_err(|error| match error {
+        // Before it is looked for: whether there is one is told of models that it may use alone.
+        match name {
+            "" if !tenant.may_use(app.models.default_name()) => {
+                return Err(ApiError::Denied(Denied::DefaultModel));
+            }
+            "" => {}
+            named => tenant.must_be_allowed(named)?,
+        }
+        app.models.find(name).map_err(|error| match error {
             // Who may not use a model need not know that it is there.
             ApiError::UnknownModel { name, served } => ApiError::UnknownModel {
                 name,
                 served: served.into_iter().filter(|m| tenant.may_use(m)).collect(),
             },
             other => other,
-        })?;
-        tenant.must_be_allowed(model.name())?;
-        Ok(model)
+        })
     }
 
     /// The loaded backend of the model called `name`, where the caller may use it.

@@ -2,43 +2,41 @@
 //! room, and its end is seen. In this order.
 
 use std::convert::Infallible;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use baichuan_engine::RequestId;
-use bytes::Bytes;
 use http::header::AUTHORIZATION;
 use http::{HeaderMap, Request, Response};
-use http_body::Frame;
 use hyper::body::Incoming;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 use tonic::body::Body;
 use tonic::service::Routes;
-use tonic::{Code, Status};
 use tower::Service;
-use tracing::{Instrument, Span};
+use tracing::Instrument;
 
 use super::lifeline::Lifeline;
 use super::meta::{failure, is_request_id, new_request_id, timeout};
+use super::response::{Held, Watched, repair, watch};
 use super::status::REQUEST_ID;
-use super::{Face, arrival};
+use super::{Face, admission, arrival};
 use crate::app::App;
 use crate::error::{ApiError, Exhausted};
+use crate::identity::Identity;
 use crate::telemetry::call_trace::CallTrace;
 use crate::telemetry::metrics::Metrics;
-use crate::telemetry::rpc_metrics::StartedRpc;
 use crate::tls::Peer;
 
-/// Beginnings of paths under the limit on calls; health, control and reflection answer whatever is going on.
-const LIMITED: [&str; 3] = [
+/// Beginnings of paths under the limits on calls; health, control and reflection answer whatever is going on.
+const LIMITED: [&str; 4] = [
     "/baichuan.v1.InferenceService/",
     "/vllm.grpc.engine.VllmEngine/Generate",
     "/vllm.grpc.engine.VllmEngine/Embed",
+    "/vllm.grpc.engine.VllmEngine/GetTokenizer",
 ];
 
-/// The one method whose response asks how it ended.
+/// The one method whose response asks how it ended, and whose call is not one of its tenant's until its request is known:
+/// it may read on in one that runs.
 const GENERATE: &str = "/baichuan.v1.InferenceService/Generate";
 
 /// The way of every call to the services and back.
@@ -107,34 +105,63 @@ impl Pipeline {
             }
             Err(error) => {
                 let status = span.in_scope(|| failure(&self.app, &id, &error));
-                return Ok(watch(status.into_http(), rpc, span, None));
+                return Ok(watch(
+                    status.into_http(),
+                    &self.app,
+                    id,
+                    rpc,
+                    span,
+                    Held::default(),
+                ));
             }
         }
-        let is_limited = LIMITED
-            .iter()
-            .any(|beginning| request.uri().path().starts_with(beginning));
-        let room = if is_limited {
-            match self.room.clone().try_acquire_owned() {
-                Ok(room) => Some(room),
-                Err(_) => return Ok(watch(self.full(&id).into_http(), rpc, span, None)),
+        let held = match self.hold(&mut request) {
+            Ok(held) => held,
+            Err(error) => {
+                let status = span.in_scope(|| failure(&self.app, &id, &error));
+                return Ok(watch(
+                    status.into_http(),
+                    &self.app,
+                    id,
+                    rpc,
+                    span,
+                    Held::default(),
+                ));
             }
-        } else {
-            None
         };
         let Ok(mut response) = self.routes.call(request).instrument(span.clone()).await;
         repair(response.headers_mut(), &self.app, &id);
         echo(response.headers_mut(), &id);
-        Ok(watch(response, rpc, span, room))
+        Ok(watch(response, &self.app, id, rpc, span, held))
     }
 
-    fn full(&self, id: &RequestId) -> Status {
-        let limit = self.app.config.grpc.max_concurrent_calls;
-        let error = ApiError::Exhausted {
-            reason: Exhausted::Queue,
-            message: format!("{limit} calls run already"),
-            retry_after: Some(Duration::from_secs(1)),
+    /// Gives a call its places among those that may run at once, where its method is under limits.
+    fn hold(&self, request: &mut Request<Body>) -> Result<Held, ApiError> {
+        let path = request.uri().path();
+        if !LIMITED.iter().any(|beginning| path.starts_with(beginning)) {
+            return Ok(Held::default());
+        }
+        let is_counted_later = path == GENERATE;
+        let room = self
+            .room
+            .clone()
+            .try_acquire_owned()
+            .map_err(|_| ApiError::Exhausted {
+                reason: Exhausted::Queue,
+                message: format!("{} calls run already", self.app.config.grpc.max_concurrent_calls),
+                retry_after: Some(Duration::from_secs(1)),
+            })?;
+        let running = match request.extensions().get::<Identity>() {
+            Some(identity) if !is_counted_later => Some(admission::begin(&self.app, &identity.tenant)?),
+            _ => None,
         };
-        failure(&self.app, id, &error)
+        if let Some(running) = &running {
+            request.extensions_mut().insert(running.clone());
+        }
+        Ok(Held {
+            _room: Some(room),
+            _running: running,
+        })
     }
 }
 
@@ -157,99 +184,5 @@ fn echo(headers: &mut HeaderMap, id: &RequestId) {
         && let Ok(value) = id.as_str().parse()
     {
         headers.insert(REQUEST_ID, value);
-    }
-}
-
-/// Gives the errors of the protocol library, raised before a service sees the call, the codes that gRPC and this
-/// server's contract have for them.
-fn repair(headers: &mut HeaderMap, app: &App, id: &RequestId) {
-    let Some(status) = Status::from_header_map(headers) else {
-        return;
-    };
-    if let Some(error) = transport_error(&status) {
-        let mut better = HeaderMap::new();
-        if failure(app, id, &error).add_header(&mut better).is_ok() {
-            headers.extend(better);
-        }
-    }
-}
-
-/// The server's own error for one that the protocol library raised while it read a message.
-pub(super) fn transport_error(status: &Status) -> Option<ApiError> {
-    let message = status.message();
-    match status.code() {
-        Code::Internal if message.starts_with("failed to decode Protobuf message") => {
-            Some(ApiError::invalid("", format!("not a valid message: {message}")))
-        }
-        Code::OutOfRange if message.contains("message length too large") => Some(ApiError::Exhausted {
-            reason: Exhausted::MessageSize,
-            message: message.to_owned(),
-            retry_after: None,
-        }),
-        _ => None,
-    }
-}
-
-fn watch(
-    response: Response<Body>,
-    rpc: StartedRpc,
-    span: Span,
-    room: Option<OwnedSemaphorePermit>,
-) -> Response<Watched> {
-    let (parts, body) = response.into_parts();
-    let mut watched = Watched {
-        body,
-        rpc: Some(rpc),
-        span,
-        _room: room,
-    };
-    // An error before the first message is told in the headers; there are no trailers then.
-    watched.span.in_scope(|| see(&mut watched.rpc, &parts.headers));
-    Response::from_parts(parts, watched)
-}
-
-/// A response's body, which sees how the call ends.
-pub(crate) struct Watched {
-    body: Body,
-    rpc: Option<StartedRpc>,
-    /// What its log lines are written in.
-    span: Span,
-    _room: Option<OwnedSemaphorePermit>,
-}
-
-/// Ends a call whose status is in these headers.
-fn see(rpc: &mut Option<StartedRpc>, headers: &HeaderMap) {
-    if let Some(status) = Status::from_header_map(headers)
-        && let Some(rpc) = rpc.take()
-    {
-        rpc.end(status.code());
-    }
-}
-
-impl http_body::Body for Watched {
-    type Data = Bytes;
-    type Error = Status;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        let this = &mut *self;
-        let _in_call = this.span.enter();
-        let frame = Pin::new(&mut this.body).poll_frame(cx);
-        if let Poll::Ready(Some(Ok(frame))) = &frame
-            && let Some(trailers) = frame.trailers_ref()
-        {
-            see(&mut this.rpc, trailers);
-        }
-        frame
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> http_body::SizeHint {
-        self.body.size_hint()
     }
 }

@@ -93,11 +93,9 @@ pub(super) async fn open(
             feature: "taking streams up again (requests.resume)".into(),
         });
     }
-    let mut violations = Vec::new();
+    let mut violations = Violations::default();
     check_request_id("request_id", &request.request_id, &mut violations);
-    if !violations.is_empty() {
-        return Err(Violations(violations).into());
-    }
+    violations.or(())?;
     let identity = meta.identity()?;
     let name = (identity.owner.clone(), id.clone());
     let contents = contents(&request);

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use rand::Rng;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
@@ -24,6 +24,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use super::pipeline::Pipeline;
+use super::sending::Carrier;
 use crate::config::GrpcConfig;
 use crate::reload::Watched;
 use crate::tls::{Peer, Tls};
@@ -93,8 +94,8 @@ pub(crate) async fn serve(
     }
 }
 
-fn http2_builder(config: &GrpcConfig) -> http2::Builder<TokioExecutor> {
-    let mut builder = http2::Builder::new(TokioExecutor::new());
+fn http2_builder(config: &GrpcConfig) -> http2::Builder<Carrier> {
+    let mut builder = http2::Builder::new(Carrier::new(config.send_timeout));
     builder
         .timer(TokioTimer::new())
         .max_concurrent_streams(config.max_concurrent_streams)
@@ -114,7 +115,7 @@ fn http2_builder(config: &GrpcConfig) -> http2::Builder<TokioExecutor> {
 /// One connection.
 struct Connection {
     born: Instant,
-    builder: http2::Builder<TokioExecutor>,
+    builder: http2::Builder<Carrier>,
     config: GrpcConfig,
     pipeline: Pipeline,
     stop: Stop,

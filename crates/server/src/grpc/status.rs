@@ -17,9 +17,12 @@ pub(crate) const DOMAIN: &str = "baichuan.v1";
 pub(crate) const REQUEST_ID: &str = "x-request-id";
 const PUSHBACK: &str = "grpc-retry-pushback-ms";
 
-/// Details travel in trailers, and clients bound those: more violations than this are counted, not listed.
-const MAX_VIOLATIONS: usize = 20;
+/// Messages and details travel in trailers, and clients bound those, some to 8 KiB. So each text in them is bounded, …
 const MAX_MESSAGE_BYTES: usize = 1024;
+/// … those of metadata more so, …
+const MAX_METADATA_BYTES: usize = 256;
+/// … and so are the violations of a request together.
+const MAX_VIOLATIONS_BYTES: usize = 3072;
 
 /// The status of a failed call named `id`.
 pub(crate) fn status(error: &ApiError, id: &RequestId) -> Status {
@@ -97,7 +100,7 @@ pub(crate) fn status(error: &ApiError, id: &RequestId) -> Status {
         ApiError::Denied(what) => {
             let reason = match what {
                 Denied::Service(_) => "SERVICE_NOT_ALLOWED",
-                Denied::Model(_) => "MODEL_NOT_ALLOWED",
+                Denied::Model(_) | Denied::DefaultModel => "MODEL_NOT_ALLOWED",
                 Denied::Tenant => "TENANT_NOT_SERVED",
             };
             inform(&mut details, reason, []);
@@ -114,7 +117,7 @@ pub(crate) fn status(error: &ApiError, id: &RequestId) -> Status {
         }
     };
     name(&mut metadata, id);
-    truncate(&mut message);
+    truncate(&mut message, MAX_MESSAGE_BYTES);
     Status::with_error_details_and_metadata(code, message, details, metadata)
 }
 
@@ -172,19 +175,25 @@ pub(crate) fn unavailable(what: &Unavailable) -> (&'static str, Duration) {
 }
 
 fn list(violations: &Violations, details: &mut ErrorDetails) {
-    for violation in violations.0.iter().take(MAX_VIOLATIONS) {
+    let listed = violations.listed();
+    let max = (MAX_VIOLATIONS_BYTES / listed.len().max(1)).min(MAX_MESSAGE_BYTES);
+    for violation in listed {
         let mut message = violation.message.clone();
-        truncate(&mut message);
+        truncate(&mut message, max);
         details.add_bad_request_violation(violation.field.clone(), message);
     }
-    let more = violations.0.len().saturating_sub(MAX_VIOLATIONS);
+    let more = violations.n_more();
     if more > 0 {
         details.add_bad_request_violation("", format!("{more} more violations"));
     }
 }
 
 fn inform<const N: usize>(details: &mut ErrorDetails, reason: &str, metadata: [(&str, String); N]) {
-    let metadata: HashMap<String, String> = metadata.into_iter().map(|(k, v)| (k.to_owned(), v)).collect();
+    let bounded = metadata.map(|(key, mut value)| {
+        truncate(&mut value, MAX_METADATA_BYTES);
+        (key.to_owned(), value)
+    });
+    let metadata: HashMap<String, String> = bounded.into_iter().collect();
     details.set_error_info(reason, DOMAIN, metadata);
 }
 
@@ -206,9 +215,9 @@ fn push_back(metadata: &mut MetadataMap, milliseconds: &str) {
     }
 }
 
-fn truncate(message: &mut String) {
-    if message.len() > MAX_MESSAGE_BYTES {
-        let end = message.floor_char_boundary(MAX_MESSAGE_BYTES);
+fn truncate(message: &mut String, max_bytes: usize) {
+    if message.len() > max_bytes {
+        let end = message.floor_char_boundary(max_bytes);
         message.truncate(end);
         message.push('…');
     }
@@ -379,7 +388,7 @@ mod tests {
         let violations = (0..25)
             .map(|i| Violation::new(format!("f[{i}]"), "x".repeat(5000)))
             .collect();
-        let status = status_of(ApiError::Invalid(Violations(violations)));
+        let status = status_of(ApiError::Invalid(violations));
         assert_eq!(status.code(), Code::InvalidArgument);
         let listed = status
             .get_error_details()
@@ -389,7 +398,29 @@ mod tests {
             .clone();
         assert_eq!((listed.len(), listed[19].field.as_str()), (21, "f[19]"));
         assert_eq!(listed[20].description, "5 more violations");
-        assert!(status.message().len() < 1100 && listed[0].description.len() < 1100);
+        assert!(status.message().len() < 1100 && status.details().len() < 4500);
+    }
+
+    #[test]
+    fn whatever_a_caller_calls_things_trailers_are_short() {
+        let long = || "€".repeat(1 << 20);
+        for error in [
+            ApiError::UnknownModel {
+                name: long(),
+                served: vec![long()],
+            },
+            ApiError::UnknownRequest { id: long() },
+            ApiError::NotResumable(NotResumable::Unknown { id: long() }),
+            ApiError::Denied(Denied::Model(long())),
+            ApiError::invalid("f", long()),
+        ] {
+            let status = status_of(error);
+            assert!(!status.message().is_empty());
+            assert!(
+                status.message().len() < 1100 && status.details().len() < 2200,
+                "{status:?}"
+            );
+        }
     }
 
     #[test]

@@ -3,15 +3,19 @@
 use std::sync::Arc;
 
 use baichuan_engine::RequestId;
+use baichuan_engine::event::Usage;
 use baichuan_engine::text::EncodeOptions;
 use baichuan_proto::v1;
 
+use super::admission;
 use super::convert::prompt::{self, Prompt};
 use super::convert::{Findings, clamp, text_error};
 use super::embed::interrupted;
 use super::meta::{Meta, check_request_id};
 use crate::app::App;
+use crate::calls::Call;
 use crate::error::{ApiError, Phase};
+use crate::identity::tenant::Tenant;
 
 /// Answers a `Tokenize`.
 pub(super) async fn tokenize(
@@ -38,6 +42,7 @@ pub(super) async fn tokenize(
                 add_special_tokens: request.add_special_tokens.unwrap_or(true),
                 ..EncodeOptions::PROMPT
             };
+            prompt::check_bytes(text.len(), "text", info, &mut findings);
             // An empty text has tokens where the tokenizer adds some.
             Some(Prompt::Text { text, options })
         }
@@ -53,7 +58,8 @@ pub(super) async fn tokenize(
         return Err(ApiError::invalid("input", "must be set"));
     };
     let (tokenizer, return_tokens) = (info.tokenizer.clone(), request.return_tokens.unwrap_or(false));
-    let work = app.text.run(move || {
+    let tenant = &meta.identity()?.tenant;
+    let (token_ids, tokens, rendered) = worked(app, &mut call, tenant, move || {
         let rendered = input.rendered()?;
         let token_ids = input.encode(&tokenizer, "")?;
         let text_of = |id: &u32| tokenizer.token_text(*id).unwrap_or_default().to_owned();
@@ -61,11 +67,9 @@ pub(super) async fn tokenize(
             true => token_ids.iter().map(text_of).collect(),
             false => Vec::new(),
         };
-        Ok::<_, ApiError>((token_ids, tokens, rendered))
-    });
-    let done = call.run(work).await;
-    let (token_ids, tokens, rendered) =
-        done.map_err(|i| interrupted(i, Phase::Queued, Default::default()))???;
+        Ok((token_ids, tokens, rendered))
+    })
+    .await?;
     Ok(v1::TokenizeResponse {
         token_ids,
         tokens,
@@ -98,16 +102,39 @@ pub(super) async fn detokenize(
             )
         });
     }
+    let written = |id: &u32| info.tokenizer.token_text(*id).map_or(0, str::len);
+    let n_bytes = request.token_ids.iter().map(written).sum();
+    prompt::check_bytes(n_bytes, "token_ids", info, &mut findings);
     findings.done()?;
     let (tokenizer, skip) = (
         info.tokenizer.clone(),
         request.skip_special_tokens.unwrap_or(true),
     );
-    let work = app.text.run(move || tokenizer.decode(&request.token_ids, skip));
-    let done = call.run(work).await;
-    let decoded = done.map_err(|i| interrupted(i, Phase::Queued, Default::default()))??;
+    let tenant = &meta.identity()?.tenant;
+    let text = worked(app, &mut call, tenant, move || {
+        let decoded = tokenizer.decode(&request.token_ids, skip);
+        decoded.map_err(|e| text_error(&e, "token_ids"))
+    })
+    .await?;
     Ok(v1::DetokenizeResponse {
-        text: decoded.map_err(|e| text_error(&e, "token_ids"))?,
+        text,
         model: info.name.clone(),
     })
+}
+
+/// What became of a call's text, which is one of its tenant's requests.
+async fn worked<T: Send + 'static>(
+    app: &Arc<App>,
+    call: &mut Call,
+    tenant: &Arc<Tenant>,
+    work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
+) -> Result<T, ApiError> {
+    let charge = admission::charge(app, tenant, 1, 0)?;
+    let done = call.run(app.text.run(tenant.account(), work)).await;
+    let done = match done {
+        Ok(done) => done.flatten(),
+        Err(interrupt) => Err(interrupted(interrupt, Phase::Queued, Usage::default())),
+    };
+    charge.settle(&done);
+    done
 }

@@ -10,24 +10,33 @@ use baichuan_proto::smg::grpc::common;
 use baichuan_proto::vllm::grpc::engine as pb;
 use baichuan_proto::vllm::grpc::engine::vllm_engine_server::VllmEngine;
 use futures::stream::{self, BoxStream, StreamExt};
+use tokio::sync::OnceCell;
 use tonic::{Request, Response, Status};
 
 use super::convert::vllm::{describe, reply::Reply, request};
 use super::generate::Generation;
 use super::meta::{Meta, answer, failure};
-use super::{embed, generate};
+use super::{admission, embed, generate};
 use crate::app::App;
 use crate::build_info;
 use crate::error::ApiError;
+use crate::identity::tenant::Tenant;
 
 mod archive;
 
 /// The service.
-pub(super) struct Facade(pub(super) Arc<App>);
+pub(super) struct Facade(Arc<App>, Archive);
+
+/// The tokenizer's files, packed when first asked for.
+type Archive = OnceCell<Vec<common::GetTokenizerChunk>>;
 
 type Messages<T> = BoxStream<'static, Result<T, Status>>;
 
 impl Facade {
+    pub(super) fn new(app: Arc<App>) -> Self {
+        Self(app, Archive::new())
+    }
+
     fn backend(&self) -> Result<Arc<dyn Backend>, ApiError> {
         self.0.models.backend("")
     }
@@ -98,14 +107,26 @@ impl Facade {
         })
     }
 
-    async fn tokenizer(&self) -> Result<Messages<common::GetTokenizerChunk>, ApiError> {
+    async fn tokenizer(&self, meta: &Meta) -> Result<Messages<common::GetTokenizerChunk>, ApiError> {
+        meta.model(&self.0, "")?;
+        let tenant = &meta.identity()?.tenant;
+        let charge = admission::charge(&self.0, tenant, 1, 0)?;
+        let pieces = self.1.get_or_try_init(|| self.packed(tenant)).await;
+        charge.settle(&pieces);
+        let pieces = pieces?.clone();
+        Ok(stream::iter(pieces).map(Ok).boxed())
+    }
+
+    async fn packed(&self, tenant: &Tenant) -> Result<Vec<common::GetTokenizerChunk>, ApiError> {
         let dir = self.checkpoint()?.to_owned();
         let template = self.backend()?.info().chat_template.clone();
-        let packed = self.0.text.run(move || archive::pack(&dir, template.as_ref()));
-        let pieces = packed.await?.map_err(|error| ApiError::Internal {
+        let packing = self
+            .0
+            .text
+            .run(tenant.account(), move || archive::pack(&dir, template.as_ref()));
+        packing.await?.map_err(|error| ApiError::Internal {
             cause: format!("the tokenizer's files cannot be packed: {error}"),
-        })?;
-        Ok(stream::iter(pieces).map(Ok).boxed())
+        })
     }
 }
 
@@ -205,11 +226,7 @@ impl VllmEngine for Facade {
     ) -> Result<Response<Self::GetTokenizerStream>, Status> {
         let meta = Meta::of(&request);
         let id = meta.request_id("");
-        let tokenizer = match meta.model(&self.0, "") {
-            Ok(_) => self.tokenizer().await,
-            Err(error) => Err(error),
-        };
-        answer(&self.0, &id, tokenizer)
+        answer(&self.0, &id, self.tokenizer(&meta).await)
     }
 
     async fn subscribe_kv_events(
@@ -236,9 +253,14 @@ fn messages(
         (app, id, generation, reply),
         async |(app, id, mut generation, mut reply)| {
             loop {
+                let max_bytes = app.config.grpc.max_encoding_message_bytes;
                 let message = match generation.next().await? {
                     Ok(event) => match reply.take(event) {
                         Some(message) => Ok(message),
+                        None if reply.n_bytes() > max_bytes => {
+                            let error = generation.end_with(ApiError::answer_too_large(max_bytes));
+                            Err(failure(&app, &id, &error))
+                        }
                         None => continue,
                     },
                     Err(error) => Err(failure(&app, &id, &error)),

@@ -28,7 +28,7 @@ pub(crate) struct Keys(Vec<Key>);
 
 struct Key {
     id: Option<String>,
-    /// What it is for, where the issuer says so.
+    /// The only one it is for, where the issuer says so.
     algorithm: Option<Algorithm>,
     key: DecodingKey,
 }
@@ -141,10 +141,16 @@ fn key(jwk: &Jwk) -> Result<Option<Key>, String> {
             if signs => {}
         _ => return Ok(None),
     }
+    let algorithm = match common.key_algorithm.map(|a| a.to_string().parse()) {
+        None => None,
+        Some(Ok(algorithm)) => Some(algorithm),
+        // One that signs nothing, such as RSA-OAEP, or that nobody here knows: no signature is that key's.
+        Some(Err(_)) => return Ok(None),
+    };
     let decoding = DecodingKey::from_jwk(jwk).map_err(|e| format!("key {name:?}: {e}"))?;
     Ok(Some(Key {
         id: common.key_id.clone(),
-        algorithm: common.key_algorithm.and_then(|a| a.to_string().parse().ok()),
+        algorithm,
         key: decoding,
     }))
 }

@@ -139,9 +139,21 @@ async fn an_answer_that_no_message_holds_is_refused_before_the_work() {
         (Code::InvalidArgument, vec!["inputs"])
     );
     assert!(
-        refused.violations[0].description.contains("1024 bytes"),
+        refused.violations[0].description.contains("at most 1000"),
         "{refused:?}"
     );
+    // Vectors that would just fit, were there nothing else in a message: one takes 64 bytes.
+    let request = v1::EmbedRequest {
+        inputs: embedding(&["x"; 15]).inputs,
+        ..Default::default()
+    };
+    let refused = refusal(server.client.embed(request).await);
+    assert_eq!(fields(&refused), ["inputs"]);
+    let request = v1::EmbedRequest {
+        inputs: embedding(&["x"; 3]).inputs,
+        ..Default::default()
+    };
+    assert_eq!(server.client.embed(request).await.unwrap().embeddings.len(), 3);
 }
 
 #[tokio::test]

@@ -23,6 +23,8 @@ pub(super) fn engine(own: &str, raw: RawEngine, findings: &mut Findings) -> Engi
             .unwrap_or(default.limits.max_stop_strings),
         max_stop_bytes: raw.limits.max_stop_bytes.unwrap_or(default.limits.max_stop_bytes),
         max_token_list: raw.limits.max_token_list.unwrap_or(default.limits.max_token_list),
+        max_messages: raw.limits.max_messages.unwrap_or(default.limits.max_messages),
+        max_text_bytes: raw.limits.max_text_bytes.unwrap_or(default.limits.max_text_bytes),
     };
     let engine = EngineConfig {
         max_step_tokens,
@@ -66,6 +68,8 @@ pub(super) fn engine(own: &str, raw: RawEngine, findings: &mut Findings) -> Engi
     at_least_one("max_waiting_tokens", engine.max_waiting_tokens);
     at_least_one("event_buffer", engine.event_buffer);
     at_least_one("limits.max_n", engine.limits.max_n as usize);
+    at_least_one("limits.max_messages", engine.limits.max_messages);
+    at_least_one("limits.max_text_bytes", engine.limits.max_text_bytes);
     let context = engine.max_context.unwrap_or(usize::MAX);
     let keys = [format!("{own}.max_context"), "engine.max_context".into()];
     findings.that(context >= 2, &[&keys[0], &keys[1]], || {

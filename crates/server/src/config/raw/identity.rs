@@ -91,16 +91,18 @@ pub(crate) struct RawTenant {
     /// Share of the engine beside other tenants', in proportion, 1 to 1000.
     #[schemars(extend("x-default" = "`1`"))]
     pub(crate) weight: Option<u32>,
-    /// Requests per second: generations, and inputs of embeddings. A second's worth may come at once.
+    /// Requests per second: generations, inputs of embeddings, texts tokenised and tokens made text. A second's worth may
+    /// come at once.
     #[schemars(extend("x-default" = "no limit"))]
     pub(crate) requests_per_second: Option<f64>,
     /// Prompt and generated tokens per minute. A minute's worth may come at once.
     #[schemars(extend("x-default" = "no limit"))]
     pub(crate) tokens_per_minute: Option<u64>,
-    /// Calls that generate or embed at once.
+    /// Calls of `InferenceService` at once, each until all of its response has left.
     #[schemars(extend("x-default" = "no limit"))]
     pub(crate) max_concurrent: Option<usize>,
-    /// Share of a model's queue it may fill, of requests and of tokens, above 0 to 1.
+    /// Share of a model's queue it may fill, of requests and of tokens, and of the texts that wait for tokenisation; above 0
+    /// to 1.
     #[schemars(extend("x-default" = "`1`"))]
     pub(crate) queue_share: Option<f64>,
 }

@@ -2,13 +2,23 @@
 
 use baichuan_engine::request::Pooling;
 use baichuan_engine::text::EncodeOptions;
-use baichuan_engine::{BackendInfo, TokenId};
+use baichuan_engine::{BackendInfo, RequestId, TokenId};
 use baichuan_proto::v1;
 use half::{bf16, f16};
 
 use super::prompt::{self, Prompt};
 use super::{Findings, check_time_limit, clamp};
 use crate::grpc::meta::check_request_id;
+
+/// Of one [`v1::Embedding`] in a message, all but its vectors' elements: tag and length of either, four numbers, a truth.
+const MAX_FIELDS_BYTES: usize = 2 * (1 + 5) + 4 * (1 + 5) + 2;
+/// Of a response, all but its embeddings and names: usage, times, how vectors were made.
+const MAX_NUMBERS_BYTES: usize = 256;
+
+/// Most bytes of a response without its embeddings.
+pub(in crate::grpc) fn max_rest_bytes(id: &RequestId, info: &BackendInfo) -> usize {
+    MAX_NUMBERS_BYTES + id.as_str().len() + info.name.len() + info.fingerprint.len()
+}
 
 /// How vectors are made and carried: complete and checked.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -99,6 +109,7 @@ pub(in crate::grpc) fn check_input(
             text,
             &format!("{at}."),
             EncodeOptions::UNTRUSTED,
+            info,
             findings,
         )),
         Some(Input::TokenIds(ids)) => Some(prompt::of_ids(
@@ -126,14 +137,14 @@ impl Options {
         Input { tokens, truncated }
     }
 
-    /// Size of the message that holds the vectors of such an input, without its few bytes of frame.
+    /// Most bytes that the message with the vectors of such an input takes in another one.
     pub(in crate::grpc) fn n_bytes(&self, input: &Input) -> usize {
         let vectors = if self.pooling == Pooling::None {
             input.tokens.len()
         } else {
             1
         };
-        vectors * self.dimensions * self.element_bytes()
+        vectors * self.dimensions * self.element_bytes() + MAX_FIELDS_BYTES
     }
 
     fn element_bytes(&self) -> usize {

@@ -58,7 +58,7 @@ pub(in crate::grpc) fn check(
     let (Some(prompt), Some(sampling), Some(stopping), Some(output), true) =
         (prompt, sampling, stopping, output, findings.0.is_empty())
     else {
-        return Err(ApiError::Invalid(baichuan_engine::Violations(findings.0)));
+        return Err(ApiError::Invalid(findings.0));
     };
     Ok(Generate {
         prompt,

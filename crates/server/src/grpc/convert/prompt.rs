@@ -76,7 +76,7 @@ pub(in crate::grpc) fn of_generate(
             });
             None
         }
-        Some(Wire::Text(text)) => Some(of_text(text, "", EncodeOptions::PROMPT, findings)),
+        Some(Wire::Text(text)) => Some(of_text(text, "", EncodeOptions::PROMPT, info, findings)),
         Some(Wire::TokenIds(ids)) => Some(of_ids(ids.ids, "token_ids.ids", info, findings)),
         Some(Wire::Chat(chat)) => of_chat(chat, info, findings)?,
     })
@@ -87,12 +87,21 @@ pub(in crate::grpc) fn of_text(
     text: String,
     at: &str,
     options: EncodeOptions,
+    info: &BackendInfo,
     findings: &mut Findings,
 ) -> Prompt {
-    findings.that(!text.is_empty(), &format!("{at}text"), || {
-        "must not be empty".into()
-    });
+    let field = format!("{at}text");
+    findings.that(!text.is_empty(), &field, || "must not be empty".into());
+    check_bytes(text.len(), &field, info, findings);
     Prompt::Text { text, options }
+}
+
+/// Checks how long a text is.
+pub(in crate::grpc) fn check_bytes(n_bytes: usize, field: &str, info: &BackendInfo, findings: &mut Findings) {
+    let max = info.limits.max_text_bytes;
+    findings.that(n_bytes <= max, field, || {
+        format!("must have at most {max} bytes, got {n_bytes}")
+    });
 }
 
 /// Checks token ids against the vocabulary.
@@ -134,9 +143,13 @@ pub(in crate::grpc) fn of_chat(
         "chat.continue_final_message",
         || "excludes add_generation_prompt".into(),
     );
-    findings.that(!chat.messages.is_empty(), "chat.messages", || {
-        "must not be empty".into()
+    let (n_messages, max) = (chat.messages.len(), info.limits.max_messages);
+    findings.that((1..=max).contains(&n_messages), "chat.messages", || {
+        format!("must have 1 to {max} messages, got {n_messages}")
     });
+    if n_messages > max {
+        return Ok(None);
+    }
     for (i, message) in chat.messages.iter().enumerate() {
         findings.that(
             !message.role.is_empty(),
@@ -144,6 +157,8 @@ pub(in crate::grpc) fn of_chat(
             || "must not be empty".into(),
         );
     }
+    let n_bytes = chat.messages.iter().map(|m| m.role.len() + m.content.len()).sum();
+    check_bytes(n_bytes, "chat.messages", info, findings);
     let messages = chat.messages.into_iter().map(|m| Message::new(m.role, m.content));
     Ok(Some(Prompt::Chat {
         messages: messages.collect(),

@@ -1,5 +1,7 @@
 //! From messages to embedding requests and back.
 
+use prost::Message;
+
 use super::*;
 
 const HIDDEN: usize = 4;
@@ -93,6 +95,23 @@ fn an_answers_size_counts_every_vector() {
         dtype: v1::EmbeddingDtype::F16,
         ..options()
     };
-    assert_eq!(options().n_bytes(&input), HIDDEN * 4);
-    assert_eq!(every_token.n_bytes(&input), 10 * HIDDEN * 2);
+    for (options, vectors) in [(options(), 1), (every_token, 10)] {
+        let bytes = Options {
+            encoding: v1::EmbeddingEncoding::Bytes,
+            ..options
+        };
+        let embedding = bytes.encode(
+            u32::MAX,
+            &[1.0; 10 * HIDDEN][..vectors * HIDDEN],
+            usize::MAX,
+            true,
+        );
+        assert_eq!(embedding.data.len(), vectors * HIDDEN * options.element_bytes());
+        let response = v1::EmbedResponse {
+            embeddings: vec![embedding],
+            ..Default::default()
+        };
+        let (least, most) = (response.encoded_len(), options.n_bytes(&input));
+        assert!(least <= most && most < least + 32, "{least} {most}");
+    }
 }

@@ -2,8 +2,8 @@
 
 use std::sync::LazyLock;
 
+use baichuan_engine::Backend;
 use baichuan_engine::testing::{FakeOptions, fake_engine};
-use baichuan_engine::{Backend, Violations};
 use proptest::prelude::*;
 use v1::generate_request::Prompt as Wire;
 
@@ -58,7 +58,10 @@ fn chatting(chat: v1::Chat) -> v1::GenerateRequest {
 
 fn fields(request: v1::GenerateRequest, info: &BackendInfo) -> Vec<String> {
     match check(request, info, 1) {
-        Err(ApiError::Invalid(Violations(violations))) => violations.into_iter().map(|v| v.field).collect(),
+        Err(ApiError::Invalid(violations)) => {
+            let listed = violations.listed().iter();
+            listed.map(|v| v.field.clone()).collect()
+        }
         Err(other) => panic!("{other:?}"),
         Ok(_) => Vec::new(),
     }

@@ -11,6 +11,7 @@ use baichuan_proto::v1::generate_response::Event;
 use baichuan_proto::vllm::grpc::engine as pb;
 use pb::generate_complete::MatchedStop;
 use pb::generate_response::Response;
+use prost::Message;
 
 use crate::grpc::convert::clamp;
 
@@ -31,6 +32,8 @@ struct Output {
     begun: bool,
     token_ids: Vec<TokenId>,
     logprobs: Option<pb::OutputLogProbs>,
+    /// The least that these take in a message.
+    n_bytes: usize,
 }
 
 impl Reply {
@@ -44,6 +47,15 @@ impl Reply {
             input_logprobs: None,
             outputs: BTreeMap::new(),
         }
+    }
+
+    /// The least bytes of the largest message that will carry what is gathered.
+    pub(in crate::grpc) fn n_bytes(&self) -> usize {
+        self.outputs
+            .values()
+            .map(|output| output.n_bytes)
+            .max()
+            .unwrap_or(0)
     }
 
     /// The message for an event, if it has one.
@@ -73,6 +85,7 @@ impl Reply {
         let output = self.outputs.entry(delta.index).or_default();
         let logprobs = output_logprobs(delta.logprobs);
         if !self.stream {
+            output.n_bytes += delta.token_ids.len() + logprobs.as_ref().map_or(0, Message::encoded_len);
             output.token_ids.extend(delta.token_ids);
             match (&mut output.logprobs, logprobs) {
                 (Some(all), Some(new)) => append(all, new),

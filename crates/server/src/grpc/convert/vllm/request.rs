@@ -41,13 +41,18 @@ pub(in crate::grpc) fn generate(
         skip_special_tokens: Some(params.skip_special_tokens),
         stream_interval: None,
     };
+    // Named is the least of them alone, as of a list the first.
+    if let Some(id) = params.logit_bias.keys().copied().min().filter(|id| *id < 0) {
+        unsigned(
+            &format!("sampling_params.logit_bias[{id}]"),
+            Some(id),
+            &mut findings,
+        );
+    }
     let logit_bias = params
         .logit_bias
         .iter()
-        .filter_map(|(id, bias)| {
-            let field = format!("sampling_params.logit_bias[{id}]");
-            unsigned(&field, Some(*id), &mut findings).map(|id| (id, *bias))
-        })
+        .filter_map(|(id, bias)| u32::try_from(*id).ok().map(|id| (id, *bias)))
         .collect();
     let sampling = v1::SamplingParams {
         temperature: params.temperature,
@@ -119,7 +124,7 @@ pub(in crate::grpc) fn check_rank(field: &str, rank: Option<i32>) -> Result<(), 
 pub(in crate::grpc) fn renamed(error: ApiError) -> ApiError {
     match error {
         ApiError::Invalid(mut violations) => {
-            violations.0.iter_mut().for_each(rename);
+            violations.listed_mut().iter_mut().for_each(rename);
             ApiError::Invalid(violations)
         }
         other => other,

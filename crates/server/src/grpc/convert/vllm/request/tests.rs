@@ -264,7 +264,7 @@ fn a_bad_value_is_blamed_on_its_field() {
         ),
     ] {
         match generate(request).map(|(own, _)| own) {
-            Err(ApiError::Invalid(violations)) => assert_eq!(violations.0[0].field, name),
+            Err(ApiError::Invalid(violations)) => assert_eq!(violations.listed()[0].field, name),
             other => panic!("{name}: {other:?}"),
         }
     }
@@ -291,6 +291,6 @@ fn violations_are_named_as_their_sender_knows_the_fields() {
         let ApiError::Invalid(violations) = renamed(ApiError::invalid(own, "m")) else {
             panic!("another kind of error");
         };
-        assert_eq!(violations.0[0].field, theirs);
+        assert_eq!(violations.listed()[0].field, theirs);
     }
 }
