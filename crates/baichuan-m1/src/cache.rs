@@ -7,7 +7,7 @@
 use baichuan_engine::kv::{CachePlan, CacheSpec};
 use baichuan_engine::model::{CacheCopy, Freed};
 use baichuan_engine::{BlockId, SlotId};
-use baichuan_kernels::{ElementType, KvCache, KvShape, Layout};
+use baichuan_kernels::{KvCache, KvFormat, KvShape, Layout};
 
 use crate::config::{BaichuanConfig, LayerShape, Span};
 use crate::conv::RawRows;
@@ -28,9 +28,10 @@ pub(crate) struct LayerCache {
 pub(crate) struct Caches(Vec<LayerCache>);
 
 /// What the layers of `config` keep, as the engine accounts for it.
-pub(crate) fn specs(config: &BaichuanConfig, element: ElementType) -> Vec<CacheSpec> {
+pub(crate) fn specs(config: &BaichuanConfig, format: impl Into<KvFormat>) -> Vec<CacheSpec> {
+    let format = format.into();
     let of_layer = |shape: &LayerShape| {
-        let bytes_per_token = 2 * shape.kv_width() * element.size();
+        let bytes_per_token = 2 * shape.n_kv_heads * format.row_bytes(shape.head_dim);
         let kv = match shape.span {
             Span::Global => CacheSpec::Paged { bytes_per_token },
             Span::Sliding { window } => CacheSpec::Rotating {
@@ -46,7 +47,8 @@ pub(crate) fn specs(config: &BaichuanConfig, element: ElementType) -> Vec<CacheS
 
 impl Caches {
     /// Memory for every layer, as `plan` has it. No block pool that a layer needs may be empty.
-    pub(crate) fn new(config: &BaichuanConfig, plan: &CachePlan, element: ElementType) -> Self {
+    pub(crate) fn new(config: &BaichuanConfig, plan: &CachePlan, format: impl Into<KvFormat>) -> Self {
+        let format = format.into();
         let of_layer = |shape: &LayerShape| {
             let (n_blocks, layout) = match shape.span {
                 Span::Global => (plan.global_blocks, Layout::Paged),
@@ -63,7 +65,7 @@ impl Caches {
             };
             let raw_rows = || RawRows::new(plan.slots, config.conv_window, shape.kv_width());
             LayerCache {
-                kv: KvCache::new(kv_shape, element),
+                kv: KvCache::new(kv_shape, format),
                 layout,
                 raw_keys: raw_rows(),
                 raw_values: raw_rows(),

@@ -7,8 +7,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 use baichuan_engine::model::ModelSpec;
-use baichuan_engine::{CachePlan, Dtype, EngineConfig, IsqType, LoadError, LoadProgress, Topology};
-use baichuan_kernels::{ElementType, GgmlFormat, Matrix, Threads};
+use baichuan_engine::{
+    CacheDtype, CachePlan, Dtype, EngineConfig, IsqType, LoadError, LoadProgress, Topology,
+};
+use baichuan_kernels::{ElementType, GgmlFormat, KvFormat, Matrix, Threads};
 use mistralrs_quant::QuantMethod;
 use sysinfo::{MemoryRefreshKind, RefreshKind, System};
 
@@ -29,8 +31,8 @@ use crate::weights::{StoredMatrix, Weights, WeightsError};
 pub struct LoadOptions<'a> {
     /// Type of the weights in memory; absent: each as it is on disk.
     pub dtype: Option<Dtype>,
-    /// Type of cached keys and values; absent: that of the checkpoint's weights, before they were quantised.
-    pub cache_dtype: Option<Dtype>,
+    /// What cached keys and values are kept as; absent: as the checkpoint's weights, before they were quantised.
+    pub cache_dtype: Option<CacheDtype>,
     /// Format to quantise projections and head to, the embedding to [`Quantization::embedding`]; absent: they stay as
     /// they are.
     pub isq: Option<GgmlFormat>,
@@ -54,8 +56,8 @@ pub struct Loaded<M = BaichuanM1> {
     pub parameters: u64,
     /// Type of the projections in memory; where they are quantised, of what is not.
     pub dtype: Dtype,
-    /// Type of cached keys and values.
-    pub cache_dtype: Dtype,
+    /// What cached keys and values are kept as.
+    pub cache_dtype: CacheDtype,
     /// What projections and head are quantised to, if they are, as mistral.rs spells it.
     pub quantization: Option<String>,
     /// Tells models apart whose layers are quantised each in its own way.
@@ -81,7 +83,7 @@ pub fn load(dir: &Path, options: &LoadOptions<'_>) -> Result<Loaded, LoadError> 
         let mut reader = Reader::new(&weights, numbers, &options.threads, options.progress);
         let parts =
             parts(&mut reader, &config, &options.threads).map_err(|error| invalid(error.to_string()))?;
-        let cache_dtype = options.cache_dtype.unwrap_or(on_disk);
+        let cache_dtype = options.cache_dtype.unwrap_or(on_disk.into());
         let (caches, spec) = caches(&config, options, cache_dtype, reader.mapped_bytes())?;
         let quantization = match config.quantization {
             _ if formats.quantise() => formats.name(&config),
@@ -246,15 +248,16 @@ pub(crate) fn layer(
 fn caches(
     config: &BaichuanConfig,
     options: &LoadOptions<'_>,
-    cache_dtype: Dtype,
+    cache_dtype: CacheDtype,
     mapped_bytes: u64,
 ) -> Result<(Caches, ModelSpec), LoadError> {
-    let element = match cache_dtype {
-        Dtype::F32 => ElementType::F32,
-        Dtype::F16 => ElementType::F16,
-        Dtype::Bf16 => ElementType::Bf16,
+    let format = match cache_dtype {
+        CacheDtype::F32 => KvFormat::Plain(ElementType::F32),
+        CacheDtype::F16 => KvFormat::Plain(ElementType::F16),
+        CacheDtype::Bf16 => KvFormat::Plain(ElementType::Bf16),
+        CacheDtype::Int8 => KvFormat::Int8,
     };
-    let layers = cache::specs(config, element);
+    let layers = cache::specs(config, format);
     let max_context = config
         .max_positions
         .min(options.engine.max_context.unwrap_or(usize::MAX));
@@ -274,7 +277,7 @@ fn caches(
             ),
         });
     }
-    let caches = Caches::new(config, &cache, element);
+    let caches = Caches::new(config, &cache, format);
     let spec = ModelSpec {
         vocab_size: config.vocab_size,
         hidden_size: config.hidden_size,

@@ -49,6 +49,6 @@ pub use isq::IsqType;
 pub use kv::{CachePlan, CacheSpec};
 pub use model::CausalLm;
 pub use placement::{DeviceChoice, DeviceMap, Placement};
-pub use plugin::{Checkpoint, Dtype, LoadProgress, LoadRequest, ModelPlugin, QuantizeRequest};
+pub use plugin::{CacheDtype, Checkpoint, Dtype, LoadProgress, LoadRequest, ModelPlugin, QuantizeRequest};
 pub use registry::Registry;
 pub use topology::{Topology, TopologyError};

@@ -99,7 +99,7 @@ impl Checkpoint {
     }
 }
 
-/// Element type of weights or caches.
+/// Element type of weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Dtype {
@@ -130,6 +130,42 @@ impl Dtype {
     }
 }
 
+/// What cached keys and values are kept as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CacheDtype {
+    /// 32-bit IEEE.
+    F32,
+    /// 16-bit IEEE.
+    F16,
+    /// Upper half of a 32-bit IEEE number.
+    Bf16,
+    /// Whole numbers of eight bits, and for each head of each token what one of them stands for.
+    Int8,
+}
+
+impl CacheDtype {
+    /// As in the configuration: `f32`, `f16`, `bf16` or `int8`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+            Self::Bf16 => "bf16",
+            Self::Int8 => "int8",
+        }
+    }
+}
+
+impl From<Dtype> for CacheDtype {
+    fn from(dtype: Dtype) -> Self {
+        match dtype {
+            Dtype::F32 => Self::F32,
+            Dtype::F16 => Self::F16,
+            Dtype::Bf16 => Self::Bf16,
+        }
+    }
+}
+
 /// How to load a checkpoint.
 pub struct LoadRequest<'a> {
     /// Name the model is served under.
@@ -138,8 +174,9 @@ pub struct LoadRequest<'a> {
     pub checkpoint: &'a Checkpoint,
     /// Element type of the weights in memory; absent: as in the checkpoint.
     pub dtype: Option<Dtype>,
-    /// Element type of cached keys and values; absent: what suits the device.
-    pub cache_dtype: Option<Dtype>,
+    /// What cached keys and values are kept as; absent: what suits the device. What a plugin or device has no kernels for is
+    /// an error.
+    pub cache_dtype: Option<CacheDtype>,
     /// What to quantise weights to as they are loaded; absent: nothing. Types that a plugin or device has no kernels for
     /// are an error.
     pub isq: Option<IsqType>,

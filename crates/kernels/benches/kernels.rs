@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use baichuan_kernels::probe::{Bandwidth, fused_gflop_s};
 use baichuan_kernels::{
-    Attention, ElementType, Format, GgmlFormat, KvCache, KvShape, Layout, Matrix, Span, Threads, attend,
-    rms_norm, swiglu,
+    Attention, ElementType, Format, GgmlFormat, KvCache, KvFormat, KvShape, Layout, Matrix, Span, Threads,
+    attend, rms_norm, swiglu,
 };
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use half::{bf16, f16};
@@ -115,8 +115,20 @@ fn attention(c: &mut Criterion) {
         .sample_size(10)
         .measurement_time(Duration::from_secs(2))
         .warm_up_time(Duration::from_millis(200));
-    for (name, q_heads, kv_heads, head_dim) in [("global", 20, 2, 256), ("sliding", 40, 8, 128)] {
-        for element in [ElementType::F32, ElementType::Bf16] {
+    let formats = [
+        ("F32", KvFormat::Plain(ElementType::F32)),
+        ("Bf16", KvFormat::Plain(ElementType::Bf16)),
+        ("Int8", KvFormat::Int8),
+    ];
+    // Of the published model, and of the smaller one that measurements of the whole are made with.
+    let geometries = [
+        ("global", 20, 2, 256),
+        ("sliding", 40, 8, 128),
+        ("small global", 8, 2, 256),
+        ("small sliding", 16, 4, 128),
+    ];
+    for (name, q_heads, kv_heads, head_dim) in geometries {
+        for (format_name, format) in formats {
             for (context, tokens) in [(128, 1), (8192, 1), (512, 512)] {
                 let shape = KvShape {
                     n_blocks: 8192 / 16 + 1,
@@ -124,7 +136,7 @@ fn attention(c: &mut Criterion) {
                     kv_heads,
                     head_dim,
                 };
-                let mut cache = KvCache::new(shape, element);
+                let mut cache = KvCache::new(shape, format);
                 let blocks: Vec<u32> = (0..shape.n_blocks as u32).collect();
                 let row = noise(shape.row_len());
                 for position in 0..context {
@@ -151,9 +163,9 @@ fn attention(c: &mut Criterion) {
                 };
                 let mut out = vec![0.0; q.len()];
                 group.throughput(Throughput::Bytes(
-                    (context * 2 * shape.row_len() * element.size()) as u64,
+                    (context * 2 * kv_heads * format.row_bytes(head_dim)) as u64,
                 ));
-                group.bench_function(format!("{name} {element:?}, {tokens} of {context}"), |b| {
+                group.bench_function(format!("{name} {format_name}, {tokens} of {context}"), |b| {
                     b.iter(|| attend(&threads, &mut cache, &attention, &mut out));
                 });
             }

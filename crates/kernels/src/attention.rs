@@ -6,17 +6,19 @@
 //! sum over keys one and the same whether a sequence came as one chunk or many, whether it runs alone or beside
 //! others, and whether its splits ran one after the other or on different threads.
 
+mod coded;
 mod part;
 mod rows;
 mod source;
 mod tile;
 
-use crate::element::Element;
-use crate::kv::{KeysValues, KvCache, KvShape, Store, each, round_into};
+use crate::kv::{KeysValues, KvCache, KvShape, RowWriter, Store, each};
+use crate::level::Kernel;
+use crate::simd::Simd;
 use crate::threads::{Shared, Threads};
 
-use self::part::{Merge, State};
-use self::source::{Fresh, Source};
+use self::part::{Merge, Readable, State};
+use self::source::{Source, fresh};
 
 /// Positions whose scores are computed together.
 const TILE: usize = 32;
@@ -94,10 +96,10 @@ pub fn attend(threads: &Threads, cache: &mut KvCache, attention: &Attention<'_>,
     each!(&mut cache.store, pair => attend_in(threads, shape, pair, attention, out));
 }
 
-fn attend_in<E: Element>(
+fn attend_in<R: Readable>(
     threads: &Threads,
     shape: KvShape,
-    cache: &mut KeysValues<E>,
+    cache: &mut KeysValues<R>,
     attention: &Attention<'_>,
     out: &mut [f32],
 ) {
@@ -107,7 +109,7 @@ fn attend_in<E: Element>(
         .spans
         .iter()
         .any(is_ring)
-        .then(|| Fresh::round(threads, attention.k, attention.v));
+        .then(|| fresh::<R>(threads, shape.head_dim, attention.k, attention.v));
     write(threads, shape, cache, attention, |span| !is_ring(span));
 
     let units = units(&shape, attention);
@@ -118,6 +120,7 @@ fn attend_in<E: Element>(
     };
     let n_splits = |unit: &Unit<'_>| unit.splits().len();
     let is_split = units.len() < 4 * threads.count() && units.iter().any(|unit| n_splits(unit) > 1);
+    let width = R::width(shape.head_dim);
     let out = Shared::new(out);
     if is_split && threads.count() > 1 {
         let jobs: Vec<(usize, usize)> = units
@@ -132,14 +135,14 @@ fn attend_in<E: Element>(
             let first = task * jobs_per_task;
             let of_task = jobs.iter().zip(&states).skip(first).take(jobs_per_task);
             for (&(unit, split), result) in of_task {
-                let mut state = State::new(units[unit].n_rows(attention, &shape), shape.head_dim);
+                let mut state = State::new(units[unit].n_rows(attention, &shape), width);
                 part::compute(threads, attention, &source, &units[unit], split, &mut state);
                 // Each job sets its own.
                 let _ = result.set(state);
             }
         });
         threads.for_each(units.len(), |unit| {
-            let mut total = State::new(units[unit].n_rows(attention, &shape), shape.head_dim);
+            let mut total = State::new(units[unit].n_rows(attention, &shape), width);
             for (job, state) in jobs.iter().zip(&states) {
                 if let (true, Some(part)) = (job.0 == unit, state.get()) {
                     threads.run(Merge {
@@ -154,8 +157,8 @@ fn attend_in<E: Element>(
         threads.for_each(units.len(), |unit| {
             let unit = &units[unit];
             let n_rows = unit.n_rows(attention, &shape);
-            let mut total = State::new(n_rows, shape.head_dim);
-            let mut part = State::new(n_rows, shape.head_dim);
+            let mut total = State::new(n_rows, width);
+            let mut part = State::new(n_rows, width);
             for split in unit.splits() {
                 part.reset();
                 part::compute(threads, attention, &source, unit, split, &mut part);
@@ -244,10 +247,10 @@ impl Unit<'_> {
 }
 
 /// Stores the new rows of some of the spans; of a ring those that are not overwritten within the call.
-fn write<E: Element>(
+fn write<R: Readable>(
     threads: &Threads,
     shape: KvShape,
-    cache: &mut KeysValues<E>,
+    cache: &mut KeysValues<R>,
     attention: &Attention<'_>,
     which: impl Fn(&Span<'_>) -> bool,
 ) {
@@ -266,17 +269,16 @@ fn write<E: Element>(
         first_row += span.tokens;
     }
     // A task is one head's keys or values: whatever blocks the spans name, no two tasks write one place.
-    let (k, v) = (Shared::new(&mut cache.k), Shared::new(&mut cache.v));
+    let (k, v) = (cache.k.writer(), cache.v.writer());
     let operands = [(attention.k, &k), (attention.v, &v)];
     let write_head = |task: usize| {
         let (head, (fresh, cached)) = (task / 2, operands[task % 2]);
         for &(span, row, position) in &rows {
             let (block, offset) = source::place(&shape, span, position);
             let from = row * shape.row_len() + head * shape.head_dim;
-            let to = shape.offset(block, head, offset);
-            // SAFETY: `check` found the block in the cache, and heads do not overlap.
-            let to = unsafe { std::slice::from_raw_parts_mut(cached.ptr().add(to), shape.head_dim) };
-            round_into(&fresh[from..][..shape.head_dim], to);
+            let to = shape.head_row(block, head, offset);
+            // SAFETY: `check` found the block in the cache, and a head's rows are this task's alone.
+            unsafe { write_row(threads, cached, to, &fresh[from..][..shape.head_dim]) };
         }
     };
     const VALUES_WORTH_A_THREAD: usize = 1 << 14;
@@ -285,6 +287,25 @@ fn write<E: Element>(
     } else {
         threads.for_each(2 * shape.kv_heads, write_head);
     }
+}
+
+/// Rounds a row into its place, with the level's instructions.
+///
+/// # Safety
+/// As for [`RowWriter::write`].
+unsafe fn write_row(threads: &Threads, writer: &impl RowWriter, row: usize, from: &[f32]) {
+    struct Write<'a, W>(&'a W, usize, &'a [f32]);
+
+    impl<W: RowWriter> Kernel for Write<'_, W> {
+        type Output = ();
+
+        #[inline(always)]
+        fn run<S: Simd>(self, _: S) {
+            // SAFETY: the caller's word.
+            unsafe { self.0.write(self.1, self.2) }
+        }
+    }
+    threads.run(Write(writer, row, from));
 }
 
 fn check(shape: &KvShape, attention: &Attention<'_>, out_len: usize) {

@@ -37,6 +37,8 @@ unsafe impl Plain for u8 {}
 // SAFETY: a number.
 unsafe impl Plain for i8 {}
 // SAFETY: a number.
+unsafe impl Plain for i16 {}
+// SAFETY: a number.
 unsafe impl Plain for i32 {}
 // SAFETY: a number.
 unsafe impl Plain for u32 {}

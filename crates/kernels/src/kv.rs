@@ -1,9 +1,37 @@
 //! One layer's keys and values, in blocks.
 
+mod rows;
+
 use half::{bf16, f16};
 
-use crate::buffer::Buffer;
-use crate::element::{Element, ElementType};
+use crate::element::ElementType;
+
+pub(crate) use self::rows::{Coded, HeadRows, Plain, RowWriter};
+
+/// What keys and values are kept as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum KvFormat {
+    /// Numbers of a type.
+    Plain(ElementType),
+    /// Whole numbers from -127 to 127, those of a token's head sharing a step: its largest magnitude by 127, in bf16.
+    Int8,
+}
+
+impl KvFormat {
+    /// Bytes of one head's keys, or values, of one token.
+    pub fn row_bytes(self, head_dim: usize) -> usize {
+        match self {
+            KvFormat::Plain(element) => head_dim * element.size(),
+            KvFormat::Int8 => Coded::width(head_dim) + size_of::<bf16>(),
+        }
+    }
+}
+
+impl From<ElementType> for KvFormat {
+    fn from(element: ElementType) -> Self {
+        Self::Plain(element)
+    }
+}
 
 /// The dimensions of a [`KvCache`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -25,13 +53,13 @@ impl KvShape {
     }
 
     /// Bytes of one block's keys and values.
-    pub fn bytes_per_block(&self, element: ElementType) -> usize {
-        2 * self.block_tokens * self.row_len() * element.size()
+    pub fn bytes_per_block(&self, format: KvFormat) -> usize {
+        2 * self.block_tokens * self.kv_heads * format.row_bytes(self.head_dim)
     }
 
-    /// Where the head of a row starts. A head's rows of one block lie one after the other.
-    pub(crate) fn offset(&self, block: usize, head: usize, row: usize) -> usize {
-        ((block * self.kv_heads + head) * self.block_tokens + row) * self.head_dim
+    /// Which of all heads' rows a token's is. A head's rows of one block follow each other.
+    pub(crate) fn head_row(&self, block: usize, head: usize, row: usize) -> usize {
+        (block * self.kv_heads + head) * self.block_tokens + row
     }
 }
 
@@ -46,15 +74,17 @@ pub struct KvCache {
 
 #[derive(Debug)]
 pub(crate) enum Store {
-    F32(KeysValues<f32>),
-    Bf16(KeysValues<bf16>),
-    F16(KeysValues<f16>),
+    F32(KeysValues<Plain<f32>>),
+    Bf16(KeysValues<Plain<bf16>>),
+    F16(KeysValues<Plain<f16>>),
+    Int8(KeysValues<Coded>),
 }
 
+/// Keys and values, as many rows of each.
 #[derive(Debug)]
-pub(crate) struct KeysValues<E> {
-    pub(crate) k: Buffer<E>,
-    pub(crate) v: Buffer<E>,
+pub(crate) struct KeysValues<R> {
+    pub(crate) k: R,
+    pub(crate) v: R,
 }
 
 /// Evaluates `$body` with `$pair` bound to the keys and values, whatever their type.
@@ -64,6 +94,7 @@ macro_rules! each {
             Store::F32($pair) => $body,
             Store::Bf16($pair) => $body,
             Store::F16($pair) => $body,
+            Store::Int8($pair) => $body,
         }
     };
 }
@@ -74,7 +105,7 @@ impl KvCache {
     ///
     /// # Panics
     /// If a dimension is zero.
-    pub fn new(shape: KvShape, element: ElementType) -> Self {
+    pub fn new(shape: KvShape, format: impl Into<KvFormat>) -> Self {
         let KvShape {
             n_blocks,
             block_tokens,
@@ -85,11 +116,12 @@ impl KvCache {
             n_blocks > 0 && block_tokens > 0 && kv_heads > 0 && head_dim > 0,
             "{shape:?} holds nothing"
         );
-        let len = n_blocks * block_tokens * shape.row_len();
-        let store = match element {
-            ElementType::F32 => Store::F32(KeysValues::zeroed(len)),
-            ElementType::Bf16 => Store::Bf16(KeysValues::zeroed(len)),
-            ElementType::F16 => Store::F16(KeysValues::zeroed(len)),
+        let n_rows = n_blocks * block_tokens * kv_heads;
+        let store = match format.into() {
+            KvFormat::Plain(ElementType::F32) => Store::F32(KeysValues::zeroed(n_rows, head_dim)),
+            KvFormat::Plain(ElementType::Bf16) => Store::Bf16(KeysValues::zeroed(n_rows, head_dim)),
+            KvFormat::Plain(ElementType::F16) => Store::F16(KeysValues::zeroed(n_rows, head_dim)),
+            KvFormat::Int8 => Store::Int8(KeysValues::zeroed(n_rows, head_dim)),
         };
         Self { shape, store }
     }
@@ -99,18 +131,19 @@ impl KvCache {
         self.shape
     }
 
-    /// The type that keys and values are rounded to.
-    pub fn element(&self) -> ElementType {
+    /// What keys and values are rounded to.
+    pub fn format(&self) -> KvFormat {
         match self.store {
-            Store::F32(_) => ElementType::F32,
-            Store::Bf16(_) => ElementType::Bf16,
-            Store::F16(_) => ElementType::F16,
+            Store::F32(_) => KvFormat::Plain(ElementType::F32),
+            Store::Bf16(_) => KvFormat::Plain(ElementType::Bf16),
+            Store::F16(_) => KvFormat::Plain(ElementType::F16),
+            Store::Int8(_) => KvFormat::Int8,
         }
     }
 
     /// Memory of all blocks, in bytes.
     pub fn bytes(&self) -> usize {
-        self.shape.n_blocks * self.shape.bytes_per_block(self.element())
+        self.shape.n_blocks * self.shape.bytes_per_block(self.format())
     }
 
     /// Stores one row, `k` and `v` of `kv_heads × head_dim` values each, as row `row` of a block.
@@ -131,11 +164,15 @@ impl KvCache {
             shape.row_len()
         );
         each!(&mut self.store, pair => {
-            for head in 0..shape.kv_heads {
-                let from = head * shape.head_dim..(head + 1) * shape.head_dim;
-                let to = shape.offset(block, head, row);
-                round_into(&k[from.clone()], &mut pair.k[to..][..shape.head_dim]);
-                round_into(&v[from], &mut pair.v[to..][..shape.head_dim]);
+            let (keys, values) = (pair.k.writer(), pair.v.writer());
+            let heads = k.chunks_exact(shape.head_dim).zip(v.chunks_exact(shape.head_dim));
+            for (head, (k, v)) in heads.enumerate() {
+                let to = shape.head_row(block, head, row);
+                // SAFETY: the block is one of the cache's, the row one of the block's, and the cache is borrowed mutably.
+                unsafe {
+                    keys.write(to, k);
+                    values.write(to, v);
+                }
             }
         });
     }
@@ -152,10 +189,10 @@ impl KvCache {
             "row {row} of a block of {}",
             shape.block_tokens
         );
-        let heads = (0..shape.kv_heads).map(|head| shape.offset(block, head, row));
+        let heads = (0..shape.kv_heads).map(|head| shape.head_row(block, head, row));
         each!(&self.store, pair => {
-            (heads.clone().flat_map(|start| widened(&pair.k[start..][..shape.head_dim])).collect(),
-             heads.flat_map(|start| widened(&pair.v[start..][..shape.head_dim])).collect())
+            (heads.clone().flat_map(|row| pair.k.read(row)).collect(),
+             heads.flat_map(|row| pair.v.read(row)).collect())
         })
     }
 
@@ -178,8 +215,8 @@ impl KvCache {
     pub fn scrub_block(&mut self, block: u32) {
         let range = self.block_range(block);
         each!(&mut self.store, pair => {
-            pair.k[range.clone()].fill(Element::NAN);
-            pair.v[range].fill(Element::NAN);
+            pair.k.scrub(range.clone());
+            pair.v.scrub(range);
         });
     }
 
@@ -192,30 +229,20 @@ impl KvCache {
         block as usize
     }
 
+    /// A block's rows, of all heads.
     fn block_range(&self, block: u32) -> std::ops::Range<usize> {
         let block = self.checked(block);
-        self.shape.offset(block, 0, 0)..self.shape.offset(block + 1, 0, 0)
+        self.shape.head_row(block, 0, 0)..self.shape.head_row(block + 1, 0, 0)
     }
 }
 
-impl<E: Element> KeysValues<E> {
-    fn zeroed(len: usize) -> Self {
+impl<R: HeadRows> KeysValues<R> {
+    pub(crate) fn zeroed(n_rows: usize, head_dim: usize) -> Self {
         Self {
-            k: Buffer::zeroed_in_large_pages(len),
-            v: Buffer::zeroed_in_large_pages(len),
+            k: R::zeroed(n_rows, head_dim),
+            v: R::zeroed(n_rows, head_dim),
         }
     }
-}
-
-/// Rounds `from` to the storage type.
-pub(crate) fn round_into<E: Element>(from: &[f32], to: &mut [E]) {
-    to.iter_mut()
-        .zip(from)
-        .for_each(|(to, from)| *to = E::from_f32(*from));
-}
-
-fn widened<E: Element>(values: &[E]) -> impl Iterator<Item = f32> + '_ {
-    values.iter().map(|x| x.to_f32())
 }
 
 #[cfg(test)]
@@ -229,14 +256,23 @@ mod tests {
         head_dim: 8,
     };
 
+    const FORMATS: [KvFormat; 4] = [
+        KvFormat::Plain(ElementType::F32),
+        KvFormat::Plain(ElementType::Bf16),
+        KvFormat::Plain(ElementType::F16),
+        KvFormat::Int8,
+    ];
+
+    /// Whole numbers, of which each head has one of magnitude 127: every format has them exactly.
     fn row(first: f32) -> Vec<f32> {
-        (0..16).map(|i| first + i as f32).collect()
+        let of_head = |i: usize| if i % 8 == 3 { -127.0 } else { first + i as f32 };
+        (0..16).map(of_head).collect()
     }
 
     #[test]
     fn rows_are_read_as_written_and_blocks_copied_whole() {
-        for element in [ElementType::F32, ElementType::Bf16, ElementType::F16] {
-            let mut cache = KvCache::new(SHAPE, element);
+        for format in FORMATS {
+            let mut cache = KvCache::new(SHAPE, format);
             for i in 0..4 {
                 cache.write_row(1, i, &row(i as f32), &row(-(i as f32)));
             }
@@ -254,8 +290,8 @@ mod tests {
 
     #[test]
     fn a_scrubbed_block_is_all_nan_and_its_neighbours_are_not() {
-        for element in [ElementType::F32, ElementType::Bf16, ElementType::F16] {
-            let mut cache = KvCache::new(SHAPE, element);
+        for format in FORMATS {
+            let mut cache = KvCache::new(SHAPE, format);
             cache.scrub_block(1);
             for i in 0..4 {
                 let (k, v) = cache.read_row(1, i);
@@ -272,6 +308,8 @@ mod tests {
     fn bytes_follow_the_storage_type() {
         assert_eq!(KvCache::new(SHAPE, ElementType::F32).bytes(), 3 * 4 * 16 * 2 * 4);
         assert_eq!(KvCache::new(SHAPE, ElementType::Bf16).bytes(), 3 * 4 * 16 * 2 * 2);
+        // Two heads of 8 numbers take 32 bytes each, and two for the step.
+        assert_eq!(KvCache::new(SHAPE, KvFormat::Int8).bytes(), 3 * 4 * 2 * 34 * 2);
     }
 
     #[test]

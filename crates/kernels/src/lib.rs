@@ -31,7 +31,7 @@ mod threads;
 
 pub use attention::{Attention, Layout, Span, attend};
 pub use element::ElementType;
-pub use kv::{KvCache, KvShape};
+pub use kv::{KvCache, KvFormat, KvShape};
 pub use level::Level;
 pub use mapped::{MappedBytes, MappedFile};
 pub use matrix::{Affine4, Format, Matrix, MatrixError};

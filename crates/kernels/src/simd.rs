@@ -23,6 +23,9 @@ pub(crate) use self::portable::Portable;
 /// Lanes of a vector.
 pub(crate) const LANES: usize = 16;
 
+/// Lanes of a vector of i16.
+pub(crate) const WIDE: usize = 2 * LANES;
+
 /// Bytes of four groups of four columns of sixteen rows.
 const NIBBLES: usize = 4 * LANES * 4;
 
@@ -32,6 +35,8 @@ pub(crate) trait Simd: Copy + Send + Sync {
     type V: Copy;
     /// Sixteen lanes of i32.
     type I: Copy;
+    /// Thirty-two lanes of i16.
+    type W: Copy;
 
     /// How many accumulators of a register tile the registers hold, beside the operands.
     const ACCUMULATORS: usize;
@@ -117,6 +122,35 @@ pub(crate) trait Simd: Copy + Send + Sync {
     unsafe fn store(self, ptr: *mut f32, v: Self::V);
 
     fn to_float(self, v: Self::I) -> Self::V;
+    /// Zero in each lane.
+    fn no_ints(self) -> Self::I;
+    /// Sum of all lanes of each; sums of some lanes and of all fit 32 bits.
+    fn reduce_ints<const N: usize>(self, v: [Self::I; N]) -> [i32; N];
+
+    /// # Safety
+    /// `ptr` is valid for reading thirty-two values.
+    unsafe fn load_i16(self, ptr: *const i16) -> Self::W;
+    /// Bytes as lanes of i16.
+    ///
+    /// # Safety
+    /// `ptr` is valid for reading thirty-two bytes.
+    unsafe fn widen_i8(self, ptr: *const i8) -> Self::W;
+    /// Two values, again and again.
+    ///
+    /// # Safety
+    /// `ptr` is valid for reading two values.
+    unsafe fn splat_pair(self, ptr: *const i16) -> Self::W;
+    /// Lanes rounded to whole numbers, ties to even. What no i16 has, infinities and NaN become anything.
+    ///
+    /// # Safety
+    /// `ptr` is valid for writing sixteen values.
+    unsafe fn store_i16(self, ptr: *mut i16, v: Self::V);
+    /// Lane `i` is that of `sum` and the products of lanes `2 i` and `2 i + 1`, of which none is -32768.
+    fn add_pairs(self, sum: Self::I, a: Self::W, b: Self::W) -> Self::I;
+    /// Lanes of `a` each beside that of `b`, in an order of the level's own.
+    fn zip(self, a: Self::W, b: Self::W) -> [Self::W; 2];
+    /// Sums of [`Simd::zip`]'s pairs in the order of the lanes that were zipped.
+    fn in_order(self, sums: [Self::I; 2]) -> [Self::I; 2];
 
     /// Sixteen sums of products of bytes for each of `M` rows of `x`: lane `r` is
     /// `start[i] + Σ codes[g][r][j] · x[g][i][j]` over `GROUPS` groups `g` of four columns `j`.

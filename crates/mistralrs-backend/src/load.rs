@@ -65,7 +65,7 @@ impl Plan {
             (None | Some(Dtype::F32), false) => Dtype::F32,
             (Some(_), false) => return Err(unsupported("dtype", "mistral.rs computes in f32 on CPUs")),
         };
-        if request.cache_dtype.is_some_and(|cache| cache != dtype) {
+        if request.cache_dtype.is_some_and(|cache| cache != dtype.into()) {
             return Err(unsupported(
                 "cache_dtype",
                 "mistral.rs keeps keys and values as it computes them",

@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use baichuan_engine::{Dtype, EngineConfig, IsqType, Placement};
+use baichuan_engine::{CacheDtype, Dtype, EngineConfig, IsqType, Placement};
 
 mod check;
 mod effective;
@@ -85,7 +85,7 @@ pub struct ModelConfig {
     /// Element type of the weights in memory; absent: as in the checkpoint.
     pub dtype: Option<Dtype>,
     /// Element type of cached keys and values; absent: what suits the device.
-    pub cache_dtype: Option<Dtype>,
+    pub cache_dtype: Option<CacheDtype>,
     /// What weights are quantised to as they are loaded; absent: nothing.
     pub isq: Option<IsqType>,
     /// Folders of adapters that are added to the weights.

@@ -14,7 +14,7 @@ use std::str::FromStr;
 
 use anyhow::{Context, ensure};
 use baichuan_kernels::probe::{Bandwidth, fused_gflop_s};
-use baichuan_kernels::{GgmlFormat, Matrix, Threads};
+use baichuan_kernels::{ElementType, GgmlFormat, KvFormat, Matrix, Threads};
 use baichuan_m1::config::BaichuanConfig;
 use baichuan_m1::layout::{self, Role};
 
@@ -33,6 +33,9 @@ pub(crate) struct Args {
     /// Formats to measure: bf16, Q8_0, Q4_0, Q4K, Q6K.
     #[arg(long, value_delimiter = ',', default_value = "Q8_0,Q4_0,bf16")]
     formats: Vec<Numbers>,
+    /// What keys and values are kept as, each with each of the formats: f32, f16, bf16, int8.
+    #[arg(long, value_delimiter = ',', default_value = "bf16")]
+    cache_dtypes: Vec<CacheNumbers>,
     /// Folder of the programs, built with --release.
     #[arg(long, default_value = "target/release")]
     programs: PathBuf,
@@ -100,6 +103,29 @@ impl FromStr for Numbers {
     }
 }
 
+/// What keys and values are kept as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct CacheNumbers {
+    /// As in the configuration.
+    pub(crate) name: &'static str,
+    format: KvFormat,
+}
+
+impl FromStr for CacheNumbers {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (name, format) = match text {
+            "f32" => ("f32", KvFormat::Plain(ElementType::F32)),
+            "f16" => ("f16", KvFormat::Plain(ElementType::F16)),
+            "bf16" => ("bf16", KvFormat::Plain(ElementType::Bf16)),
+            "int8" => ("int8", KvFormat::Int8),
+            _ => return Err(format!("keys and values are not kept as {text}")),
+        };
+        Ok(Self { name, format })
+    }
+}
+
 /// Measures and prints a table.
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let config = BaichuanConfig::from_dir(&args.model).with_context(|| {
@@ -119,7 +145,11 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     );
     let programs = Programs::new(&args.programs)?;
     let mut rows = Vec::new();
-    for &numbers in &args.formats {
+    let each = args
+        .formats
+        .iter()
+        .flat_map(|numbers| args.cache_dtypes.iter().map(move |cache| (*numbers, *cache)));
+    for numbers in each {
         let row = measure(args, numbers, &config, &programs, (&threads, &bandwidth))?;
         eprintln!("{}", row.line());
         rows.push(row);
@@ -129,14 +159,14 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
 
 fn measure(
     args: &Args,
-    numbers: Numbers,
+    (numbers, cache): (Numbers, CacheNumbers),
     config: &BaichuanConfig,
     programs: &Programs,
     (threads, bandwidth): (&Threads, &Bandwidth),
 ) -> anyhow::Result<Row> {
     let peers = peers(args, numbers, threads.count());
     let context = args.context.max(2048);
-    let server = programs.serve(&args.model, numbers, context, args.streams)?;
+    let server = programs.serve(&args.model, (numbers, Some(cache)), context, args.streams)?;
     let of_weights = |role_counts: fn(Role) -> bool| -> u64 {
         let specs = layout::all(config)
             .into_iter()
@@ -148,7 +178,8 @@ fn measure(
     };
     // A token looks up one row of the embedding and reads everything else.
     let token_bytes = of_weights(|role| role != Role::Embedding);
-    let mut row = Row::new(numbers.name(), token_bytes, &peers);
+    let name = format!("{}, {} cache", numbers.name(), cache.name);
+    let mut row = Row::new(name, token_bytes, &peers);
     row.load_seconds = server.load_seconds;
     let one = Load {
         streams: 1,
@@ -191,15 +222,18 @@ fn measure(
     }
     row.peak_bytes = server.peak_bytes()?;
     row.weight_bytes = of_weights(|_| true);
-    row.cache_bytes = cache_bytes(config, program::cache_tokens(context, args.streams));
+    row.cache_bytes = cache_bytes(config, cache.format, program::cache_tokens(context, args.streams));
     ensure!(median(&row.decode) > 0.0, "nothing was decoded");
     Ok(row)
 }
 
-/// Keys and values of so many tokens, two bytes each.
-fn cache_bytes(config: &BaichuanConfig, tokens: u32) -> u64 {
-    let widths = config.layers.iter().map(|layer| layer.kv_width() as u64);
-    widths.map(|width| 2 * 2 * width * u64::from(tokens)).sum()
+/// Keys and values of so many tokens.
+fn cache_bytes(config: &BaichuanConfig, format: KvFormat, tokens: u32) -> u64 {
+    let of_layer = config
+        .layers
+        .iter()
+        .map(|layer| 2 * layer.n_kv_heads * format.row_bytes(layer.head_dim));
+    of_layer.map(|bytes| bytes as u64 * u64::from(tokens)).sum()
 }
 
 fn peers(args: &Args, numbers: Numbers, threads: usize) -> Vec<Peer> {

@@ -77,7 +77,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
                 ("Baichuan-M1, engine here", &args.model),
                 ("Llama, mistral.rs", &args.other),
             ] {
-                let server = programs.serve(model, numbers, CONTEXT, 1)?;
+                let server = programs.serve(model, (numbers, None), CONTEXT, 1)?;
                 let figures =
                     measure(args, &server).with_context(|| format!("{name}, {}", numbers.name()))?;
                 println!(

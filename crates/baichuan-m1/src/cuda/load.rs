@@ -75,7 +75,7 @@ impl Opened {
             _ => Dtype::Bf16,
         };
         let dtype = request.dtype.unwrap_or(on_disk);
-        if let Some(cache_dtype) = request.cache_dtype.filter(|cache| *cache != dtype) {
+        if let Some(cache_dtype) = request.cache_dtype.filter(|cache| *cache != dtype.into()) {
             let (cache, weights) = (cache_dtype.name(), dtype.name());
             return Err(LoadError::Unsupported {
                 key: "cache_dtype",
@@ -108,7 +108,7 @@ impl Opened {
             model,
             parameters: specs.iter().map(|spec| spec.n_elements() as u64).sum(),
             dtype: self.dtype,
-            cache_dtype: self.dtype,
+            cache_dtype: self.dtype.into(),
             quantization: self.formats.name(&self.config),
             mark: self.formats.mark(),
             digest,

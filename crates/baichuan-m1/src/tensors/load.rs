@@ -118,7 +118,7 @@ pub(crate) fn load(dir: &Path, options: &TensorOptions<'_>) -> Result<Loaded<Ten
     Ok(Loaded {
         parameters: specs.iter().map(|spec| spec.n_elements() as u64).sum(),
         dtype,
-        cache_dtype: dtype,
+        cache_dtype: dtype.into(),
         quantization,
         mark,
         digest: reader.digest(),

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use baichuan_engine::config::{CacheBudget, CacheConfig};
 use baichuan_engine::model::{CacheCopy, Freed, StepEntry, Wants};
-use baichuan_engine::{BlockId, Dtype, EngineConfig, IsqType, LoadError, Topology};
+use baichuan_engine::{BlockId, CacheDtype, Dtype, EngineConfig, IsqType, LoadError, Topology};
 use baichuan_kernels::Threads;
 
 use super::*;
@@ -60,7 +60,7 @@ fn engine(block_tokens: usize) -> EngineConfig {
 fn host(dir: &Path, engine: &EngineConfig) -> BaichuanM1 {
     let options = LoadOptions {
         dtype: Some(Dtype::F32),
-        cache_dtype: Some(Dtype::F32),
+        cache_dtype: Some(CacheDtype::F32),
         isq: None,
         topology: &Topology::default(),
         threads: Threads::new(1).unwrap(),

@@ -2,7 +2,7 @@
 
 use baichuan_engine::model::{HiddenRows, Wants};
 
-use crate::driver::{Driver, Sequence, Setup, bits, likeliest};
+use crate::driver::{Driver, Sequence, Setup, bits, likeliest, rounded_and_not};
 use crate::golden::{CASES, folder, prompts};
 
 /// Runs all prompts of a case side by side: each joins one step after the one before it, comes in chunks of its own
@@ -49,9 +49,12 @@ fn side_by_side(driver: &mut Driver, prompts: &[Vec<u32>], n_greedy: usize) -> V
 
 #[test]
 fn mixed_steps_give_every_sequence_the_bits_it_has_alone() {
-    for case in CASES {
+    for (case, setup) in CASES
+        .into_iter()
+        .flat_map(|case| rounded_and_not().map(|setup| (case, setup)))
+    {
         let prompts: Vec<Vec<u32>> = prompts(case).into_iter().map(|golden| golden.tokens).collect();
-        let mut driver = Driver::load(&folder(case), Setup::default());
+        let mut driver = Driver::load(&folder(case), setup);
         let together = side_by_side(&mut driver, &prompts, 20);
         for (prompt, together) in prompts.iter().zip(together) {
             let alone = side_by_side(&mut driver, std::slice::from_ref(prompt), 20).remove(0);

@@ -1,6 +1,6 @@
 //! How a prompt is cut into steps does not show in any result, to the bit.
 
-use baichuan_engine::Dtype;
+use baichuan_engine::CacheDtype;
 use baichuan_engine::model::{HiddenRows, Wants};
 use proptest::prelude::*;
 
@@ -22,12 +22,12 @@ fn chunks_of_any_length_give_the_bits_of_the_whole_prompt() {
 
 #[test]
 fn rounded_caches_are_read_alike_by_the_chunk_that_writes_them_and_by_later_ones() {
-    for cache_dtype in [Dtype::F16, Dtype::Bf16] {
+    for cache_dtype in [CacheDtype::F16, CacheDtype::Bf16, CacheDtype::Int8] {
         let setup = Setup {
             cache_dtype: Some(cache_dtype),
             ..Setup::default()
         };
-        for case in ["alternating", "conv_4"] {
+        for case in ["alternating", "all_sliding", "conv_4"] {
             let mut driver = Driver::load(&folder(case), setup);
             let longest = prompts(case).pop().unwrap();
             let whole = driver.logits_in_chunks(&longest.tokens, &[longest.tokens.len()]);

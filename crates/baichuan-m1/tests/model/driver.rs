@@ -4,7 +4,8 @@ use std::path::Path;
 
 use baichuan_engine::model::{CacheCopy, Freed, StepBatch, StepEntry, Wants};
 use baichuan_engine::{
-    BlockId, CacheBudget, CacheConfig, CachePlan, CausalLm, Dtype, EngineConfig, LoadError, SlotId,
+    BlockId, CacheBudget, CacheConfig, CacheDtype, CachePlan, CausalLm, Dtype, EngineConfig, LoadError,
+    SlotId,
 };
 use baichuan_kernels::{GgmlFormat, Threads};
 use baichuan_m1::{BaichuanM1, LoadOptions, load};
@@ -31,7 +32,7 @@ pub(crate) struct Sequence {
 #[derive(Clone, Copy)]
 pub(crate) struct Setup {
     pub(crate) dtype: Option<Dtype>,
-    pub(crate) cache_dtype: Option<Dtype>,
+    pub(crate) cache_dtype: Option<CacheDtype>,
     pub(crate) isq: Option<GgmlFormat>,
     /// The text of a topology file.
     pub(crate) topology: &'static str,
@@ -39,11 +40,19 @@ pub(crate) struct Setup {
     pub(crate) block_tokens: usize,
 }
 
+/// Setups with keys and values as they are computed, and with the rounding that cuts deepest.
+pub(crate) fn rounded_and_not() -> [Setup; 2] {
+    [CacheDtype::F32, CacheDtype::Int8].map(|cache_dtype| Setup {
+        cache_dtype: Some(cache_dtype),
+        ..Setup::default()
+    })
+}
+
 impl Default for Setup {
     fn default() -> Self {
         Self {
             dtype: Some(Dtype::F32),
-            cache_dtype: Some(Dtype::F32),
+            cache_dtype: Some(CacheDtype::F32),
             isq: None,
             topology: "",
             n_threads: 2,

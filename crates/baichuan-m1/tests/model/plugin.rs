@@ -10,8 +10,9 @@ use baichuan_engine::request::{
     Account, GenerateRequest, OutputOptions, Request, RequestLimits, SamplingOptions, StoppingOptions,
 };
 use baichuan_engine::{
-    Backend, BackendInfo, CacheBudget, CacheConfig, Checkpoint, Dtype, EngineConfig, EventStream, IsqType,
-    LoadError, LoadProgress, LoadRequest, ModelPlugin, Placement, QuantizeRequest, Registry, RequestId,
+    Backend, BackendInfo, CacheBudget, CacheConfig, CacheDtype, Checkpoint, Dtype, EngineConfig, EventStream,
+    IsqType, LoadError, LoadProgress, LoadRequest, ModelPlugin, Placement, QuantizeRequest, Registry,
+    RequestId,
 };
 use baichuan_m1::random::{Preset, Recipe};
 
@@ -23,6 +24,15 @@ fn load_with(
     engine: &EngineConfig,
     progress: &(dyn Fn(LoadProgress) + Sync),
 ) -> Result<Arc<dyn Backend>, LoadError> {
+    load_with_cache(dir, None, engine, progress)
+}
+
+fn load_with_cache(
+    dir: &Path,
+    cache_dtype: Option<CacheDtype>,
+    engine: &EngineConfig,
+    progress: &(dyn Fn(LoadProgress) + Sync),
+) -> Result<Arc<dyn Backend>, LoadError> {
     let checkpoint = Checkpoint::open(dir)?;
     let plugin = Registry::new()
         .with(baichuan_m1::plugin())
@@ -31,7 +41,7 @@ fn load_with(
         name: "under-test",
         checkpoint: &checkpoint,
         dtype: Some(Dtype::F32),
-        cache_dtype: None,
+        cache_dtype,
         isq: None,
         adapters: &[],
         threads: Some(1),
@@ -140,7 +150,7 @@ async fn what_is_told_of_a_model_is_what_its_checkpoint_says() {
 
 #[tokio::test]
 async fn the_fingerprint_tells_apart_what_answers_depend_on_and_not_the_files_it_comes_in() {
-    let fingerprint = |seed, shards, edit: (&str, &str)| {
+    let fingerprint = |seed, shards, edit: (&str, &str), cache_dtype| {
         let folder = tempfile::tempdir().unwrap();
         let recipe = Recipe {
             seed,
@@ -158,26 +168,28 @@ async fn the_fingerprint_tells_apart_what_answers_depend_on_and_not_the_files_it
             max_context: Some(64),
             ..EngineConfig::default()
         };
-        load_with(folder.path(), &engine, &|_| {})
+        load_with_cache(folder.path(), cache_dtype, &engine, &|_| {})
             .unwrap()
             .info()
             .fingerprint
             .clone()
     };
-    let first = fingerprint(1, 1, ("", ""));
-    assert_eq!(fingerprint(1, 3, ("", "")), first);
-    assert_eq!(fingerprint(1, 1, ("comment", "1")), first);
+    let first = fingerprint(1, 1, ("", ""), None);
+    assert_eq!(fingerprint(1, 3, ("", ""), None), first);
+    assert_eq!(fingerprint(1, 1, ("comment", "1"), None), first);
     for edit in [
         ("rope_theta", "12345.0"),
         ("rms_norm_eps", "1e-3"),
         ("sliding_window", "24"),
         ("eos_token_id", "7"),
     ] {
-        assert_ne!(fingerprint(1, 1, edit), first, "{edit:?}");
+        assert_ne!(fingerprint(1, 1, edit, None), first, "{edit:?}");
     }
     // Weights as asked for, keys and values as the checkpoint's weights are on disk.
     assert!(first.contains("-f32-bf16-"), "{first}");
-    assert_ne!(fingerprint(2, 1, ("", "")), first);
+    assert_ne!(fingerprint(2, 1, ("", ""), None), first);
+    let int8 = fingerprint(1, 1, ("", ""), Some(CacheDtype::Int8));
+    assert_eq!(int8, first.replace("-bf16-", "-int8-"));
 }
 
 #[tokio::test]

@@ -6,8 +6,8 @@
 
 use std::path::Path;
 
-use baichuan_engine::Dtype;
 use baichuan_engine::model::Wants;
+use baichuan_engine::{CacheDtype, Dtype};
 use baichuan_kernels::GgmlFormat;
 use baichuan_m1::random::{Preset, Recipe};
 use tempfile::TempDir;
@@ -38,14 +38,14 @@ fn tokens(n: usize) -> Vec<u32> {
 fn quantised(format: GgmlFormat) -> Setup {
     Setup {
         dtype: None,
-        cache_dtype: Some(Dtype::F32),
+        cache_dtype: Some(CacheDtype::F32),
         isq: Some(format),
         ..Setup::default()
     }
 }
 
 /// The largest of all rows' distances, each as a part of the length of the reference's row.
-fn relative_distance(rows: &[f32], reference: &[f32], width: usize) -> f32 {
+pub(crate) fn relative_distance(rows: &[f32], reference: &[f32], width: usize) -> f32 {
     assert_eq!(rows.len(), reference.len());
     let length = |x: &mut dyn Iterator<Item = f32>| x.map(|x| x * x).sum::<f32>().sqrt();
     let each = rows.chunks_exact(width).zip(reference.chunks_exact(width));
@@ -88,7 +88,7 @@ fn weights_in_bf16_move_logits_by_the_rounding_of_activations_only() {
     let logits = |dtype| {
         let setup = Setup {
             dtype,
-            cache_dtype: Some(Dtype::F32),
+            cache_dtype: Some(CacheDtype::F32),
             ..Setup::default()
         };
         let mut driver = Driver::load(checkpoint.path(), setup);
@@ -112,7 +112,7 @@ fn checkpoints_of_mlx_load_as_they_are_and_their_head_is_not_normalised_again() 
         let reference = reference_logits(plain.path(), &lengths, &tokens);
         let setup = Setup {
             dtype: None,
-            cache_dtype: Some(Dtype::F32),
+            cache_dtype: Some(CacheDtype::F32),
             ..Setup::default()
         };
         let mut driver = Driver::load(affine.path(), setup);

@@ -3,7 +3,8 @@
 use std::path::Path;
 
 use baichuan_engine::{
-    BackendInfo, Checkpoint, Dtype, EngineConfig, IsqType, LoadError, LoadRequest, ModelPlugin, Placement,
+    BackendInfo, CacheDtype, Checkpoint, EngineConfig, IsqType, LoadError, LoadRequest, ModelPlugin,
+    Placement,
 };
 use baichuan_kernels::GgmlFormat;
 use baichuan_m1::random::{Preset, Recipe};
@@ -23,7 +24,7 @@ fn tiny() -> TempDir {
 fn logits(dir: &Path, isq: Option<GgmlFormat>, topology: &'static str) -> Vec<f32> {
     let setup = Setup {
         dtype: None,
-        cache_dtype: Some(Dtype::F32),
+        cache_dtype: Some(CacheDtype::F32),
         isq,
         topology,
         ..Setup::default()

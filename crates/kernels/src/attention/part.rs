@@ -8,6 +8,7 @@ use super::tile::TileOfKeys;
 use super::{Attention, SPLIT, TILE, Unit};
 use crate::buffer::Buffer;
 use crate::element::Element;
+use crate::kv::{Coded, HeadRows, Plain};
 use crate::level::Kernel;
 use crate::simd::{LANES, Simd};
 use crate::threads::Threads;
@@ -22,8 +23,7 @@ pub(super) struct State {
 }
 
 impl State {
-    pub(super) fn new(n_rows: usize, head_dim: usize) -> Self {
-        let width = head_dim.next_multiple_of(LANES);
+    pub(super) fn new(n_rows: usize, width: usize) -> Self {
         let (largest, sum) = (vec![f32::NEG_INFINITY; n_rows], vec![0.0; n_rows]);
         Self {
             largest,
@@ -89,23 +89,62 @@ impl Kernel for Merge<'_> {
     }
 }
 
+/// Rows that attention can read.
+pub(super) trait Readable: HeadRows {
+    /// Computes those of the keys in `seen`, which are of one split, for one unit, into a state of no keys.
+    fn compute(
+        threads: &Threads,
+        attention: &Attention<'_>,
+        source: &Source<'_, Self>,
+        unit: &Unit<'_>,
+        seen: Range<usize>,
+        state: &mut State,
+    );
+}
+
+impl<E: Element> Readable for Plain<E> {
+    fn compute(
+        threads: &Threads,
+        attention: &Attention<'_>,
+        source: &Source<'_, Self>,
+        unit: &Unit<'_>,
+        seen: Range<usize>,
+        state: &mut State,
+    ) {
+        // Widening a tile pays when many queries read it; one token's are faster with the rows as they lie.
+        if unit.tokens.len() == 1 && state.width == source.shape.head_dim {
+            in_place(threads, attention, source, unit, seen, state);
+        } else {
+            widened(threads, attention, source, unit, seen, state);
+        }
+    }
+}
+
+impl Readable for Coded {
+    fn compute(
+        threads: &Threads,
+        attention: &Attention<'_>,
+        source: &Source<'_, Self>,
+        unit: &Unit<'_>,
+        seen: Range<usize>,
+        state: &mut State,
+    ) {
+        super::coded::compute(threads, attention, source, unit, seen, state);
+    }
+}
+
 /// Computes the keys of one split for one unit, into a state of no keys.
-pub(super) fn compute<E: Element>(
+pub(super) fn compute<R: Readable>(
     threads: &Threads,
     attention: &Attention<'_>,
-    source: &Source<'_, E>,
+    source: &Source<'_, R>,
     unit: &Unit<'_>,
     split: usize,
     state: &mut State,
 ) {
     let (first, last) = (unit.visible(unit.tokens.start), unit.visible(unit.tokens.end - 1));
     let seen = first.start.max(split * SPLIT)..last.end.min((split + 1) * SPLIT);
-    // Widening a tile pays when many queries read it; one token's are faster with the rows as they lie.
-    if unit.tokens.len() == 1 && state.width == source.shape.head_dim {
-        in_place(threads, attention, source, unit, seen, state);
-    } else {
-        widened(threads, attention, source, unit, seen, state);
-    }
+    R::compute(threads, attention, source, unit, seen, state);
 }
 
 /// The positions of a tile that are among `seen`.
@@ -117,7 +156,7 @@ pub(super) fn of_tile(seen: &Range<usize>, tile: usize) -> Range<usize> {
 fn in_place<E: Element>(
     threads: &Threads,
     attention: &Attention<'_>,
-    source: &Source<'_, E>,
+    source: &Source<'_, Plain<E>>,
     unit: &Unit<'_>,
     seen: Range<usize>,
     state: &mut State,
@@ -158,7 +197,7 @@ fn in_place<E: Element>(
 fn widened<E: Element>(
     threads: &Threads,
     attention: &Attention<'_>,
-    source: &Source<'_, E>,
+    source: &Source<'_, Plain<E>>,
     unit: &Unit<'_>,
     seen: Range<usize>,
     state: &mut State,
@@ -199,7 +238,7 @@ fn widened<E: Element>(
 
 /// A tile's keys and values as f32, in rows padded to whole vectors.
 struct Widen<'a, E> {
-    source: &'a Source<'a, E>,
+    source: &'a Source<'a, Plain<E>>,
     unit: &'a Unit<'a>,
     positions: Range<usize>,
     tile: usize,

@@ -2,108 +2,90 @@
 
 use std::ops::Range;
 
-use crate::buffer::Buffer;
 use crate::element::Element;
-use crate::kv::{KeysValues, KvShape, round_into};
-use crate::threads::{Shared, Threads};
+use crate::kv::{HeadRows, KeysValues, KvShape, Plain};
+use crate::threads::Threads;
 
-use super::{Layout, Span, TILE, Unit};
+use super::{Layout, Span, TILE, Unit, write_row};
 
 /// The cache, and new rows beside it.
-pub(super) struct Source<'a, E> {
+pub(super) struct Source<'a, R> {
     pub(super) shape: KvShape,
-    pub(super) cache: &'a KeysValues<E>,
-    pub(super) fresh: Option<&'a Fresh<E>>,
+    pub(super) cache: &'a KeysValues<R>,
+    /// New rows of all spans, rounded as the cache's are: `[tokens, kv_heads]`.
+    pub(super) fresh: Option<&'a KeysValues<R>>,
 }
 
-/// New rows of all spans, rounded to the cache's type.
-pub(super) struct Fresh<E> {
-    k: Buffer<E>,
-    v: Buffer<E>,
-}
-
-impl<E: Element> Fresh<E> {
-    pub(super) fn round(threads: &Threads, k: &[f32], v: &[f32]) -> Self {
-        const VALUES_PER_TASK: usize = 1 << 14;
-        let rounded = |from: &[f32]| {
-            let mut to = Buffer::<E>::zeroed(from.len());
-            let shared = Shared::new(&mut to);
-            threads.for_each(from.len().div_ceil(VALUES_PER_TASK), |task| {
-                let start = task * VALUES_PER_TASK;
-                let from = &from[start..from.len().min(start + VALUES_PER_TASK)];
-                // SAFETY: each task has a range of its own.
-                let to = unsafe { std::slice::from_raw_parts_mut(shared.ptr().add(start), from.len()) };
-                round_into(from, to);
-            });
-            to
-        };
-        Self {
-            k: rounded(k),
-            v: rounded(v),
-        }
-    }
-}
-
-impl<E: Element> Source<'_, E> {
-    /// The key and the value row of a position that the unit's queries see, for its head: `head_dim` values each.
-    pub(super) fn row(&self, unit: &Unit<'_>, position: usize) -> (&[E], &[E]) {
-        let head_dim = self.shape.head_dim;
-        match (self.fresh, unit.span.layout) {
-            (Some(fresh), Layout::Ring { .. }) if position >= unit.span.start => {
-                let row = unit.first_row + position - unit.span.start;
-                let start = row * self.shape.row_len() + unit.kv_head * head_dim;
-                (&fresh.k[start..][..head_dim], &fresh.v[start..][..head_dim])
-            }
-            _ => {
-                let (block, row) = place(&self.shape, unit.span, position);
-                let start = self.shape.offset(block, unit.kv_head, row);
-                (
-                    &self.cache.k[start..][..head_dim],
-                    &self.cache.v[start..][..head_dim],
-                )
+/// Rows of `head_dim` numbers each, rounded.
+pub(super) fn fresh<R: HeadRows>(threads: &Threads, head_dim: usize, k: &[f32], v: &[f32]) -> KeysValues<R> {
+    const VALUES_PER_TASK: usize = 1 << 14;
+    let n_rows = k.len() / head_dim;
+    let rows_per_task = VALUES_PER_TASK.div_ceil(head_dim);
+    let mut rounded = KeysValues::<R>::zeroed(n_rows, head_dim);
+    let (keys, values) = (rounded.k.writer(), rounded.v.writer());
+    threads.for_each(n_rows.div_ceil(rows_per_task), |task| {
+        for row in task * rows_per_task..n_rows.min((task + 1) * rows_per_task) {
+            let from = row * head_dim..(row + 1) * head_dim;
+            // SAFETY: there are as many rows, and each task has its own.
+            unsafe {
+                write_row(threads, &keys, row, &k[from.clone()]);
+                write_row(threads, &values, row, &v[from]);
             }
         }
-    }
+    });
+    drop((keys, values));
+    rounded
 }
 
-/// Keys and values of a tile, a row for each of its places.
-pub(super) type TileOf<'a, E> = ([&'a [E]; TILE], [&'a [E]; TILE]);
-
-impl<E: Element> Source<'_, E> {
-    /// The rows of a tile's `positions`, each at its place in the tile; nothing in the other places.
-    pub(super) fn tile(&self, unit: &Unit<'_>, positions: Range<usize>) -> TileOf<'_, E> {
-        let mut rows: TileOf<'_, E> = ([&[]; TILE], [&[]; TILE]);
-        let mut position = positions.start;
-        while position < positions.end {
-            let (k, v) = self.run(unit, position..positions.end);
-            let of_head = k
-                .chunks_exact(self.shape.head_dim)
-                .zip(v.chunks_exact(self.shape.head_dim));
-            for (k, v) in of_head {
-                (rows.0[position % TILE], rows.1[position % TILE]) = (k, v);
-                position += 1;
-            }
-        }
-        rows
-    }
-
-    /// As [`Self::row`] of the first of `positions`, with the rows of those after it as far as they follow in memory.
-    fn run(&self, unit: &Unit<'_>, positions: Range<usize>) -> (&[E], &[E]) {
+impl<'a, R: HeadRows> Source<'a, R> {
+    /// The rows of the first of `positions`, which the unit's queries see, and of those after it as far as they follow in
+    /// memory, for the unit's head.
+    pub(super) fn run(&self, unit: &Unit<'_>, positions: Range<usize>) -> (&'a KeysValues<R>, Range<usize>) {
         let first = positions.start;
-        let limit = match unit.span.layout {
-            Layout::Paged => positions.end,
-            // A fresh row is among those of other heads.
-            Layout::Ring { .. } if first >= unit.span.start => return self.row(unit, first),
-            Layout::Ring { rows, .. } => positions
+        let limit = match (self.fresh, unit.span.layout) {
+            (_, Layout::Paged) => positions.end,
+            (Some(fresh), Layout::Ring { .. }) if first >= unit.span.start => {
+                // A fresh row is among those of other heads.
+                let token = unit.first_row + first - unit.span.start;
+                let row = token * self.shape.kv_heads + unit.kv_head;
+                return (fresh, row..row + 1);
+            }
+            (_, Layout::Ring { rows, .. }) => positions
                 .end
                 .min(unit.span.start)
                 .min(first + rows - first % rows),
         };
         let (block, row) = place(&self.shape, unit.span, first);
         let n_rows = (limit - first).min(self.shape.block_tokens - row);
-        let start = self.shape.offset(block, unit.kv_head, row);
-        let len = n_rows * self.shape.head_dim;
-        (&self.cache.k[start..][..len], &self.cache.v[start..][..len])
+        let row = self.shape.head_row(block, unit.kv_head, row);
+        (self.cache, row..row + n_rows)
+    }
+}
+
+/// Keys and values of a tile, a row for each of its places.
+pub(super) type TileOf<'a, E> = ([&'a [E]; TILE], [&'a [E]; TILE]);
+
+impl<'a, E: Element> Source<'a, Plain<E>> {
+    /// The key and the value row of a position that the unit's queries see, for its head: `head_dim` values each.
+    pub(super) fn row(&self, unit: &Unit<'_>, position: usize) -> (&'a [E], &'a [E]) {
+        let (store, rows) = self.run(unit, position..position + 1);
+        (store.k.slice(rows.clone()), store.v.slice(rows))
+    }
+
+    /// The rows of a tile's `positions`, each at its place in the tile; nothing in the other places.
+    pub(super) fn tile(&self, unit: &Unit<'_>, positions: Range<usize>) -> TileOf<'a, E> {
+        let mut tile: TileOf<'_, E> = ([&[]; TILE], [&[]; TILE]);
+        let mut position = positions.start;
+        while position < positions.end {
+            let (store, rows) = self.run(unit, position..positions.end);
+            let of_head = (store.k.slice(rows.clone()).chunks_exact(self.shape.head_dim))
+                .zip(store.v.slice(rows).chunks_exact(self.shape.head_dim));
+            for (k, v) in of_head {
+                (tile.0[position % TILE], tile.1[position % TILE]) = (k, v);
+                position += 1;
+            }
+        }
+        tile
     }
 }
 

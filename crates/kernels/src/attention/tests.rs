@@ -1,9 +1,9 @@
 //! Attention against its definition in f64, and against itself: chunked, batched, threaded, scrubbed.
 
 use super::*;
-use crate::ElementType;
 use crate::matrix::tests::noise;
 use crate::threads::all_for_tests;
+use crate::{ElementType, KvFormat};
 
 /// A sequence to run, with all its operands: `[tokens, heads, head_dim]`.
 #[derive(Clone)]
@@ -57,8 +57,8 @@ impl Geometry {
     }
 
     /// A cache full of NaN.
-    fn cache(&self, element: ElementType) -> KvCache {
-        let mut cache = KvCache::new(self.shape, element);
+    fn cache(&self, format: impl Into<KvFormat>) -> KvCache {
+        let mut cache = KvCache::new(self.shape, format);
         (0..self.shape.n_blocks).for_each(|block| cache.scrub_block(block as u32));
         cache
     }
@@ -111,18 +111,21 @@ impl Geometry {
     }
 
     /// The definition, on keys and values rounded to the cache's type.
-    fn reference(&self, sequence: &Sequence, element: ElementType) -> Vec<f64> {
+    fn reference(&self, sequence: &Sequence, format: impl Into<KvFormat>) -> Vec<f64> {
         let (d, kv_heads) = (self.shape.head_dim, self.shape.kv_heads);
-        let rounded = |x: f32| match element {
-            ElementType::F32 => f64::from(x),
-            ElementType::Bf16 => half::bf16::from_f32(x).to_f64(),
-            ElementType::F16 => half::f16::from_f32(x).to_f64(),
-        };
-        let row = |x: &[f32], token: usize, head: usize| -> Vec<f64> {
-            x[(token * kv_heads + head) * d..][..d]
-                .iter()
-                .map(|&x| rounded(x))
-                .collect()
+        let mut rounding = KvCache::new(self.shape, format);
+        let rows = sequence
+            .k
+            .chunks(self.shape.row_len())
+            .zip(sequence.v.chunks(self.shape.row_len()));
+        let (k, v): (Vec<_>, Vec<_>) = rows
+            .map(|(k, v)| {
+                rounding.write_row(0, 0, k, v);
+                rounding.read_row(0, 0)
+            })
+            .unzip();
+        let row = |x: &[Vec<f32>], token: usize, head: usize| -> Vec<f64> {
+            x[token][head * d..][..d].iter().map(|&x| f64::from(x)).collect()
         };
         let mut out = Vec::new();
         for (i, q) in sequence.q.chunks_exact(d).enumerate() {
@@ -133,7 +136,7 @@ impl Geometry {
             };
             let scores: Vec<f64> = (first..=token)
                 .map(|j| {
-                    let k = row(&sequence.k, j, head);
+                    let k = row(&k, j, head);
                     f64::from(self.scale()) * q.iter().zip(k).map(|(&q, k)| f64::from(q) * k).sum::<f64>()
                 })
                 .collect();
@@ -144,7 +147,7 @@ impl Geometry {
             for (j, weight) in (first..=token).zip(&weights) {
                 weighted
                     .iter_mut()
-                    .zip(row(&sequence.v, j, head))
+                    .zip(row(&v, j, head))
                     .for_each(|(o, v)| *o += weight / sum * v);
             }
             out.extend(weighted);
@@ -153,13 +156,27 @@ impl Geometry {
     }
 }
 
-const ELEMENTS: [ElementType; 3] = [ElementType::F32, ElementType::Bf16, ElementType::F16];
+const FORMATS: [KvFormat; 4] = [
+    KvFormat::Plain(ElementType::F32),
+    KvFormat::Plain(ElementType::Bf16),
+    KvFormat::Plain(ElementType::F16),
+    KvFormat::Int8,
+];
 
-fn assert_close(got: &[f32], expected: &[f64], what: &str) {
+/// What arithmetic may add to the rounding of keys and values: in eight bits queries and weights are rounded to sixteen.
+fn tolerance(format: KvFormat) -> f64 {
+    match format {
+        KvFormat::Plain(_) => 4e-6,
+        KvFormat::Int8 => 1e-4,
+    }
+}
+
+fn assert_close(got: &[f32], expected: &[f64], format: impl Into<KvFormat>, what: &str) {
     assert_eq!(got.len(), expected.len());
+    let tolerance = tolerance(format.into());
     for (i, (got, expected)) in got.iter().zip(expected).enumerate() {
         assert!(
-            (f64::from(*got) - expected).abs() <= 4e-6,
+            (f64::from(*got) - expected).abs() <= tolerance,
             "{what}: value {i} is {got}, not {expected}"
         );
     }
@@ -198,17 +215,17 @@ fn attention_is_that_of_its_definition_for_any_geometry() {
         ] {
             let geometry = Geometry::new(q_heads, kv_heads, head_dim);
             for layout in [Layout::Paged, Layout::Ring { rows: 37, window: 29 }] {
-                for element in ELEMENTS {
+                for format in FORMATS {
                     let sequence = geometry.sequence(5, 83, layout, 3);
                     let steps = chunks(0, 83, &[50, 1, 7]);
                     let out = geometry.run(
                         &threads,
-                        &mut geometry.cache(element),
+                        &mut geometry.cache(format),
                         std::slice::from_ref(&sequence),
                         &steps,
                     );
-                    let what = format!("{layout:?} {element:?} {q_heads}/{kv_heads}×{head_dim}");
-                    assert_close(&out[0], &geometry.reference(&sequence, element), &what);
+                    let what = format!("{layout:?} {format:?} {q_heads}/{kv_heads}×{head_dim}");
+                    assert_close(&out[0], &geometry.reference(&sequence, format), format, &what);
                 }
             }
         }
@@ -229,7 +246,12 @@ fn a_window_counts_the_query_itself() {
                     let mut cache = geometry.cache(ElementType::F32);
                     let out = geometry.run(&threads, &mut cache, std::slice::from_ref(&sequence), &steps);
                     let what = format!("{tokens} tokens, window {window} in {rows} rows, chunks {lengths:?}");
-                    assert_close(&out[0], &geometry.reference(&sequence, ElementType::F32), &what);
+                    assert_close(
+                        &out[0],
+                        &geometry.reference(&sequence, ElementType::F32),
+                        ElementType::F32,
+                        &what,
+                    );
                 }
             }
         }
@@ -249,17 +271,12 @@ fn a_long_context_split_over_threads_is_that_of_the_definition() {
         ] {
             let sequence = geometry.sequence(13, 800, layout, 0);
             let steps = chunks(0, 800, &[799, 1]);
-            let out = geometry.run(
-                &threads,
-                &mut geometry.cache(ElementType::F32),
-                std::slice::from_ref(&sequence),
-                &steps,
-            );
-            assert_close(
-                &out[0],
-                &geometry.reference(&sequence, ElementType::F32),
-                &format!("{layout:?}"),
-            );
+            for format in [ElementType::F32.into(), KvFormat::Int8] {
+                let mut cache = geometry.cache(format);
+                let out = geometry.run(&threads, &mut cache, std::slice::from_ref(&sequence), &steps);
+                let what = format!("{layout:?}, {format:?}");
+                assert_close(&out[0], &geometry.reference(&sequence, format), format, &what);
+            }
         }
     }
 }
@@ -269,7 +286,7 @@ fn chunks_company_and_threads_do_not_change_a_bit() {
     for level in crate::Level::ALL.into_iter().filter(|level| level.is_available()) {
         let [one, three] = [1, 3].map(|n| Threads::with_level(n, level).unwrap());
         for geometry in [Geometry::new(10, 2, 32), Geometry::new(5, 1, 24)] {
-            for element in ELEMENTS {
+            for format in FORMATS {
                 let sequences = [
                     geometry.sequence(21, 430, Layout::Paged, 0),
                     geometry.sequence(
@@ -285,7 +302,7 @@ fn chunks_company_and_threads_do_not_change_a_bit() {
                 let alone = [0, 1].map(|i| {
                     let mut out = geometry.run(
                         &one,
-                        &mut geometry.cache(element),
+                        &mut geometry.cache(format),
                         &sequences,
                         &chunks(i, 430, &[1]),
                     );
@@ -298,11 +315,81 @@ fn chunks_company_and_threads_do_not_change_a_bit() {
                             .zip(chunks(1, 430, lengths))
                             .map(|(a, b)| [b, a].concat())
                             .collect();
-                        let out = geometry.run(threads, &mut geometry.cache(element), &sequences, &steps);
+                        let out = geometry.run(threads, &mut geometry.cache(format), &sequences, &steps);
                         for i in [0, 1] {
-                            let what = format!("sequence {i}, {element:?}, {level:?}, chunks {lengths:?}");
+                            let what = format!("sequence {i}, {format:?}, {level:?}, chunks {lengths:?}");
                             assert_same_bits(&out[i], &alone[i], &what);
                         }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// How far `out` is from `exact`, as a part of the length of each head's row; the largest of all.
+fn relative_distance(out: &[f32], exact: &[f32], head_dim: usize) -> f32 {
+    let length = |x: &mut dyn Iterator<Item = f32>| x.map(|x| x * x).sum::<f32>().sqrt();
+    let heads = out.chunks_exact(head_dim).zip(exact.chunks_exact(head_dim));
+    heads
+        .map(|(out, exact)| {
+            length(&mut out.iter().zip(exact).map(|(a, b)| a - b)) / length(&mut exact.iter().copied())
+        })
+        .fold(0.0, f32::max)
+}
+
+#[test]
+fn eight_bits_move_attention_by_little_and_the_more_bits_the_less() {
+    let threads = Threads::new(2).unwrap();
+    for (q_heads, kv_heads, head_dim) in [(8, 2, 256), (16, 4, 128), (4, 1, 64), (2, 1, 24)] {
+        let geometry = Geometry::new(q_heads, kv_heads, head_dim);
+        let sequence = geometry.sequence(41, 500, Layout::Paged, 0);
+        let [exact, f16, int8] =
+            [ElementType::F32.into(), ElementType::F16.into(), KvFormat::Int8].map(|format| {
+                let mut cache = geometry.cache(format);
+                let steps = chunks(0, 500, &[64]);
+                geometry
+                    .run(&threads, &mut cache, std::slice::from_ref(&sequence), &steps)
+                    .remove(0)
+            });
+        let [f16, int8] = [f16, int8].map(|out| relative_distance(&out, &exact, head_dim));
+        eprintln!("{q_heads}/{kv_heads}×{head_dim}: f16 {f16:.1e}, eight bits {int8:.1e}");
+        assert!(
+            f16 < int8 && int8 <= 0.02,
+            "{q_heads}/{kv_heads}×{head_dim}: {f16}, {int8}"
+        );
+    }
+}
+
+#[test]
+fn what_is_not_finite_in_eight_bits_reaches_those_who_see_it_and_nobody_else() {
+    let geometry = Geometry::new(4, 2, 24);
+    for level in crate::Level::ALL.into_iter().filter(|level| level.is_available()) {
+        let threads = Threads::with_level(1, level).unwrap();
+        let healthy = geometry.sequence(51, 70, Layout::Paged, 0);
+        let run = |sequence: &Sequence, lengths: &[usize]| {
+            let mut cache = geometry.cache(KvFormat::Int8);
+            let steps = chunks(0, 70, lengths);
+            geometry
+                .run(&threads, &mut cache, std::slice::from_ref(sequence), &steps)
+                .remove(0)
+        };
+        let expected = run(&healthy, &[1]);
+        let row = geometry.q_heads * geometry.shape.head_dim;
+        for bad in [f32::NAN, f32::INFINITY] {
+            for of_keys in [true, false] {
+                let mut ill = healthy.clone();
+                let numbers = if of_keys { &mut ill.k } else { &mut ill.v };
+                // Of the first head of the token at 40.
+                numbers[40 * geometry.shape.row_len() + 3] = bad;
+                for lengths in [[1].as_slice(), &[70], &[39, 3]] {
+                    let out = run(&ill, lengths);
+                    let what = format!("{bad} {of_keys} {level:?} {lengths:?}");
+                    assert_same_bits(&out[..40 * row], &expected[..40 * row], &what);
+                    for token in 40..70 {
+                        let (first, second) = out[token * row..][..row].split_at(row / 2);
+                        assert!(first.iter().all(|x| x.is_nan()), "{what}, token {token}");
+                        assert!(second.iter().all(|x| x.is_finite()), "{what}, token {token}");
                     }
                 }
             }
@@ -328,6 +415,7 @@ fn a_span_of_no_tokens_is_allowed() {
     assert_close(
         &out[1],
         &geometry.reference(&sequences[1], ElementType::F32),
+        ElementType::F32,
         "second span",
     );
     assert!(out[0].is_empty());

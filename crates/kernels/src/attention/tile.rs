@@ -140,7 +140,7 @@ impl<R: TileRows> Score<'_, R> {
 
 /// Turns scores into weights `e^(score - largest so far)`, and what the state held into that measure.
 #[inline(always)]
-fn soften<S: Simd>(s: S, state: &mut State, first_row: usize, scores: &mut [f32]) {
+pub(super) fn soften<S: Simd>(s: S, state: &mut State, first_row: usize, scores: &mut [f32]) {
     for (i, scores) in scores.chunks_exact_mut(TILE).enumerate() {
         let row = first_row + i;
         let mut largest = s.splat(f32::NEG_INFINITY);

@@ -30,6 +30,7 @@ macro_rules! both {
 impl Simd for Avx2 {
     type V = [__m256; 2];
     type I = [__m256i; 2];
+    type W = [__m256i; 2];
 
     // Twelve of sixteen registers.
     const ACCUMULATORS: usize = 6;
@@ -191,6 +192,104 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn to_float(self, v: Self::I) -> Self::V {
         both!(_mm256_cvtepi32_ps(v))
+    }
+
+    #[inline(always)]
+    fn no_ints(self) -> Self::I {
+        // SAFETY: the token proves that the CPU has the instruction.
+        unsafe { [_mm256_setzero_si256(); 2] }
+    }
+
+    #[inline(always)]
+    fn reduce_ints<const N: usize>(self, v: [Self::I; N]) -> [i32; N] {
+        v.map(
+            #[inline(always)]
+            |v| {
+                // SAFETY: the token proves that the CPU has the instructions.
+                unsafe {
+                    let v = _mm256_add_epi32(v[0], v[1]);
+                    let v = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256::<1>(v));
+                    let v = _mm_add_epi32(v, _mm_shuffle_epi32::<0x0e>(v));
+                    _mm_cvtsi128_si32(_mm_add_epi32(v, _mm_shuffle_epi32::<0x01>(v)))
+                }
+            },
+        )
+    }
+
+    #[inline(always)]
+    unsafe fn load_i16(self, ptr: *const i16) -> Self::W {
+        // SAFETY: the token proves the instruction, the caller the thirty-two values.
+        unsafe {
+            [
+                _mm256_loadu_si256(ptr.cast()),
+                _mm256_loadu_si256(ptr.add(16).cast()),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn widen_i8(self, ptr: *const i8) -> Self::W {
+        // SAFETY: the token proves the instructions, the caller the thirty-two bytes.
+        unsafe {
+            [
+                _mm256_cvtepi8_epi16(_mm_loadu_si128(ptr.cast())),
+                _mm256_cvtepi8_epi16(_mm_loadu_si128(ptr.add(16).cast())),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn splat_pair(self, ptr: *const i16) -> Self::W {
+        // SAFETY: the token proves the instruction, the caller the two values.
+        unsafe { [_mm256_set1_epi32(ptr.cast::<i32>().read_unaligned()); 2] }
+    }
+
+    #[inline(always)]
+    unsafe fn store_i16(self, ptr: *mut i16, v: Self::V) {
+        // SAFETY: the token proves the instructions, the caller room for sixteen values.
+        unsafe {
+            // Packed by halves of registers: quarters 0 and 2 are those of the first eight lanes.
+            let packed = _mm256_packs_epi32(_mm256_cvtps_epi32(v[0]), _mm256_cvtps_epi32(v[1]));
+            _mm256_storeu_si256(ptr.cast(), _mm256_permute4x64_epi64::<0b11_01_10_00>(packed));
+        }
+    }
+
+    #[inline(always)]
+    fn add_pairs(self, sum: Self::I, a: Self::W, b: Self::W) -> Self::I {
+        let products = both!(_mm256_madd_epi16(a, b));
+        both!(_mm256_add_epi32(sum, products))
+    }
+
+    #[inline(always)]
+    fn zip(self, a: Self::W, b: Self::W) -> [Self::W; 2] {
+        // SAFETY: the token proves that the CPU has the instructions.
+        unsafe {
+            [
+                [
+                    _mm256_unpacklo_epi16(a[0], b[0]),
+                    _mm256_unpackhi_epi16(a[0], b[0]),
+                ],
+                [
+                    _mm256_unpacklo_epi16(a[1], b[1]),
+                    _mm256_unpackhi_epi16(a[1], b[1]),
+                ],
+            ]
+        }
+    }
+
+    #[inline(always)]
+    fn in_order(self, sums: [Self::I; 2]) -> [Self::I; 2] {
+        // Of sixteen lanes the first register has 0–3 and 8–11, the second 4–7 and 12–15.
+        // SAFETY: the token proves that the CPU has the instruction.
+        sums.map(
+            #[inline(always)]
+            |[a, b]| unsafe {
+                [
+                    _mm256_permute2x128_si256::<0x20>(a, b),
+                    _mm256_permute2x128_si256::<0x31>(a, b),
+                ]
+            },
+        )
     }
 
     #[inline(always)]

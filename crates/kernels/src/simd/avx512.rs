@@ -23,6 +23,7 @@ impl<const BF16: bool> Avx512<BF16> {
 impl<const BF16: bool> Simd for Avx512<BF16> {
     type V = __m512;
     type I = __m512i;
+    type W = __m512i;
 
     const ACCUMULATORS: usize = 12;
     const INT_ACCUMULATORS: usize = 8;
@@ -197,6 +198,80 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     fn to_float(self, v: Self::I) -> Self::V {
         // SAFETY: the token proves that the CPU has the instruction.
         unsafe { _mm512_cvtepi32_ps(v) }
+    }
+
+    #[inline(always)]
+    fn no_ints(self) -> Self::I {
+        // SAFETY: the token proves that the CPU has the instruction.
+        unsafe { _mm512_setzero_si512() }
+    }
+
+    #[inline(always)]
+    fn reduce_ints<const N: usize>(self, v: [Self::I; N]) -> [i32; N] {
+        let mut sums = [0; N];
+        for (v, sums) in v.chunks(4).zip(sums.chunks_mut(4)) {
+            match *v {
+                // SAFETY: the token proves that the CPU has the instructions.
+                [a, b, c, d] => sums.copy_from_slice(&unsafe { reduce_four_ints(a, b, c, d) }),
+                _ => {
+                    for (sum, v) in sums.iter_mut().zip(v) {
+                        // SAFETY: as above.
+                        *sum = unsafe { _mm512_reduce_add_epi32(*v) };
+                    }
+                }
+            }
+        }
+        sums
+    }
+
+    #[inline(always)]
+    unsafe fn load_i16(self, ptr: *const i16) -> Self::W {
+        // SAFETY: the token proves the instruction, the caller the thirty-two values.
+        unsafe { _mm512_loadu_si512(ptr.cast()) }
+    }
+
+    #[inline(always)]
+    unsafe fn widen_i8(self, ptr: *const i8) -> Self::W {
+        // SAFETY: the token proves the instructions, the caller the thirty-two bytes.
+        unsafe { _mm512_cvtepi8_epi16(_mm256_loadu_si256(ptr.cast())) }
+    }
+
+    #[inline(always)]
+    unsafe fn splat_pair(self, ptr: *const i16) -> Self::W {
+        // SAFETY: the token proves the instruction, the caller the two values.
+        unsafe { _mm512_set1_epi32(ptr.cast::<i32>().read_unaligned()) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_i16(self, ptr: *mut i16, v: Self::V) {
+        // SAFETY: the token proves the instructions, the caller room for sixteen values.
+        unsafe { _mm256_storeu_si256(ptr.cast(), _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(v))) }
+    }
+
+    #[inline(always)]
+    fn add_pairs(self, sum: Self::I, a: Self::W, b: Self::W) -> Self::I {
+        // SAFETY: the token proves that the CPU has the instruction.
+        unsafe { _mm512_dpwssd_epi32(sum, a, b) }
+    }
+
+    #[inline(always)]
+    fn zip(self, a: Self::W, b: Self::W) -> [Self::W; 2] {
+        // SAFETY: the token proves that the CPU has the instructions.
+        unsafe { [_mm512_unpacklo_epi16(a, b), _mm512_unpackhi_epi16(a, b)] }
+    }
+
+    #[inline(always)]
+    fn in_order(self, [a, b]: [Self::I; 2]) -> [Self::I; 2] {
+        // Of eight fours of lanes the first vector has those of even number, the second the others.
+        // SAFETY: the token proves that the CPU has the instructions.
+        unsafe {
+            let lower = _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11);
+            let upper = _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15);
+            [
+                _mm512_permutex2var_epi64(a, lower, b),
+                _mm512_permutex2var_epi64(a, upper, b),
+            ]
+        }
     }
 
     #[inline(always)]
@@ -403,6 +478,33 @@ unsafe fn reduce_add_four(a: __m512, b: __m512, c: __m512, d: __m512) -> [f32; 4
         let first_of_quarters = _mm512_setr_epi32(0, 4, 8, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0);
         let sums = _mm512_permutexvar_ps(first_of_quarters, sums);
         std::mem::transmute::<__m128, [f32; 4]>(_mm512_castps512_ps128(sums))
+    }
+}
+
+/// The same of whole numbers.
+///
+/// # Safety
+/// The CPU has AVX-512 F.
+#[inline(always)]
+unsafe fn reduce_four_ints(a: __m512i, b: __m512i, c: __m512i, d: __m512i) -> [i32; 4] {
+    // SAFETY: passed on to the caller.
+    unsafe {
+        let halves = |a, b| {
+            _mm512_add_epi32(
+                _mm512_shuffle_i32x4::<0x44>(a, b),
+                _mm512_shuffle_i32x4::<0xee>(a, b),
+            )
+        };
+        let (ab, cd) = (halves(a, b), halves(c, d));
+        let quarters = _mm512_add_epi32(
+            _mm512_shuffle_i32x4::<0x88>(ab, cd),
+            _mm512_shuffle_i32x4::<0xdd>(ab, cd),
+        );
+        let pairs = _mm512_add_epi32(quarters, _mm512_shuffle_epi32::<0x0e>(quarters));
+        let sums = _mm512_add_epi32(pairs, _mm512_shuffle_epi32::<0x01>(pairs));
+        let first_of_quarters = _mm512_setr_epi32(0, 4, 8, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0);
+        let sums = _mm512_permutexvar_epi32(first_of_quarters, sums);
+        std::mem::transmute::<__m128i, [i32; 4]>(_mm512_castsi512_si128(sums))
     }
 }
 

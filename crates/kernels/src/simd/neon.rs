@@ -51,6 +51,7 @@ macro_rules! quarters {
 impl Simd for Neon {
     type V = [float32x4_t; 4];
     type I = [int32x4_t; 4];
+    type W = [int16x8_t; 4];
 
     // Twenty-four of thirty-two registers.
     const ACCUMULATORS: usize = 6;
@@ -179,6 +180,71 @@ impl Simd for Neon {
     #[inline(always)]
     fn to_float(self, v: Self::I) -> Self::V {
         quarters!(|i| vcvtq_f32_s32(v[i]))
+    }
+
+    #[inline(always)]
+    fn no_ints(self) -> Self::I {
+        quarters!(|_i| vdupq_n_s32(0))
+    }
+
+    #[inline(always)]
+    fn reduce_ints<const N: usize>(self, v: [Self::I; N]) -> [i32; N] {
+        v.map(
+            #[inline(always)]
+            |v| {
+                // SAFETY: the token proves that the CPU has the instructions.
+                unsafe { vaddvq_s32(vaddq_s32(vaddq_s32(v[0], v[1]), vaddq_s32(v[2], v[3]))) }
+            },
+        )
+    }
+
+    #[inline(always)]
+    unsafe fn load_i16(self, ptr: *const i16) -> Self::W {
+        quarters!(|i| vld1q_s16(ptr.add(8 * i)))
+    }
+
+    #[inline(always)]
+    unsafe fn widen_i8(self, ptr: *const i8) -> Self::W {
+        quarters!(|i| vmovl_s8(vld1_s8(ptr.add(8 * i))))
+    }
+
+    #[inline(always)]
+    unsafe fn splat_pair(self, ptr: *const i16) -> Self::W {
+        quarters!(|_i| vreinterpretq_s16_s32(vdupq_n_s32(ptr.cast::<i32>().read_unaligned())))
+    }
+
+    #[inline(always)]
+    unsafe fn store_i16(self, ptr: *mut i16, v: Self::V) {
+        quarters!(|i| vst1_s16(ptr.add(4 * i), vmovn_s32(vcvtnq_s32_f32(v[i]))));
+    }
+
+    #[inline(always)]
+    fn add_pairs(self, sum: Self::I, a: Self::W, b: Self::W) -> Self::I {
+        quarters!(|i| {
+            let lower = vmull_s16(vget_low_s16(a[i]), vget_low_s16(b[i]));
+            vaddq_s32(sum[i], vpaddq_s32(lower, vmull_high_s16(a[i], b[i])))
+        })
+    }
+
+    #[inline(always)]
+    fn zip(self, a: Self::W, b: Self::W) -> [Self::W; 2] {
+        // SAFETY: the token proves that the CPU has the instructions.
+        [0, 2].map(
+            #[inline(always)]
+            |i| unsafe {
+                [
+                    vzip1q_s16(a[i], b[i]),
+                    vzip2q_s16(a[i], b[i]),
+                    vzip1q_s16(a[i + 1], b[i + 1]),
+                    vzip2q_s16(a[i + 1], b[i + 1]),
+                ]
+            },
+        )
+    }
+
+    #[inline(always)]
+    fn in_order(self, sums: [Self::I; 2]) -> [Self::I; 2] {
+        sums
     }
 
     #[inline(always)]

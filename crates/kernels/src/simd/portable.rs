@@ -2,7 +2,7 @@
 
 use half::{bf16, f16};
 
-use super::{LANES, Simd};
+use super::{LANES, Simd, WIDE};
 
 #[derive(Clone, Copy)]
 pub(crate) struct Portable;
@@ -25,6 +25,7 @@ fn reduce(mut v: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> f32 {
 impl Simd for Portable {
     type V = [f32; LANES];
     type I = [i32; LANES];
+    type W = [i16; WIDE];
 
     const ACCUMULATORS: usize = 4;
     const INT_ACCUMULATORS: usize = 4;
@@ -118,6 +119,68 @@ impl Simd for Portable {
     #[inline(always)]
     fn to_float(self, v: Self::I) -> Self::V {
         v.map(|x| x as f32)
+    }
+
+    #[inline(always)]
+    fn no_ints(self) -> Self::I {
+        [0; LANES]
+    }
+
+    #[inline(always)]
+    fn reduce_ints<const N: usize>(self, v: [Self::I; N]) -> [i32; N] {
+        v.map(|v| v.iter().sum())
+    }
+
+    #[inline(always)]
+    unsafe fn load_i16(self, ptr: *const i16) -> Self::W {
+        // SAFETY: the caller says that thirty-two values are there; arrays need no more alignment than their items.
+        unsafe { *ptr.cast() }
+    }
+
+    #[inline(always)]
+    unsafe fn widen_i8(self, ptr: *const i8) -> Self::W {
+        // SAFETY: as in `load_i16`.
+        let stored: [i8; WIDE] = unsafe { *ptr.cast() };
+        stored.map(i16::from)
+    }
+
+    #[inline(always)]
+    unsafe fn splat_pair(self, ptr: *const i16) -> Self::W {
+        // SAFETY: the caller says that two values are there.
+        let pair: [i16; 2] = unsafe { *ptr.cast() };
+        std::array::from_fn(|i| pair[i % 2])
+    }
+
+    #[inline(always)]
+    unsafe fn store_i16(self, ptr: *mut i16, v: Self::V) {
+        // Adding this leaves no bits for a fraction; the whole number is what remains in the low bits.
+        const ROUND: f32 = 12_582_912.0;
+        // SAFETY: the caller says that there is room for sixteen values.
+        unsafe { *ptr.cast() = v.map(|x| (x + ROUND).to_bits() as i16) }
+    }
+
+    #[inline(always)]
+    fn add_pairs(self, sum: Self::I, a: Self::W, b: Self::W) -> Self::I {
+        let product = |i: usize| i32::from(a[i]) * i32::from(b[i]);
+        std::array::from_fn(|i| sum[i] + product(2 * i) + product(2 * i + 1))
+    }
+
+    #[inline(always)]
+    fn zip(self, a: Self::W, b: Self::W) -> [Self::W; 2] {
+        [0, LANES].map(|first| {
+            std::array::from_fn(|i| {
+                if i % 2 == 0 {
+                    a[first + i / 2]
+                } else {
+                    b[first + i / 2]
+                }
+            })
+        })
+    }
+
+    #[inline(always)]
+    fn in_order(self, sums: [Self::I; 2]) -> [Self::I; 2] {
+        sums
     }
 
     #[inline(always)]

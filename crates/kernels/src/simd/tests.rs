@@ -2,7 +2,7 @@
 
 use half::{bf16, f16};
 
-use super::{LANES, Simd};
+use super::{LANES, Simd, WIDE};
 use crate::level::Kernel;
 use crate::threads::all_for_tests;
 
@@ -137,4 +137,77 @@ fn a_short_load_leaves_zeros() {
         [2.0; LANES],
         |y| assert_eq!(y, std::array::from_fn(|i| if i < 3 { 2.0 } else { 0.0 })),
     );
+}
+
+/// Products of bytes with numbers of sixteen bits.
+struct WholeNumbers<'a> {
+    bytes: [&'a [i8; WIDE]; 2],
+    numbers: &'a [i16; WIDE],
+}
+
+impl Kernel for WholeNumbers<'_> {
+    /// The sums of products of each row of bytes with all numbers, and each column's sum of products with the first two.
+    type Output = ([i32; 2], [f32; WIDE]);
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> Self::Output {
+        let mut columns = [0.0; WIDE];
+        // SAFETY: every array here has thirty-two values.
+        unsafe {
+            let [a, b] = [self.bytes[0], self.bytes[1]].map(|bytes| s.widen_i8(bytes.as_ptr()));
+            let numbers = s.load_i16(self.numbers.as_ptr());
+            let rows = [a, b].map(|row| s.add_pairs(s.no_ints(), numbers, row));
+            let pair = s.splat_pair(self.numbers.as_ptr());
+            let sums = s.zip(a, b).map(|pairs| s.add_pairs(s.no_ints(), pairs, pair));
+            for (i, sums) in s.in_order(sums).into_iter().enumerate() {
+                s.store(columns.as_mut_ptr().add(i * LANES), s.to_float(sums));
+            }
+            (s.reduce_ints(rows), columns)
+        }
+    }
+}
+
+#[test]
+fn whole_numbers_are_added_exactly_and_in_order() {
+    let bytes = [3, 11].map(|seed| std::array::from_fn(|i| ((i * 37 + seed * 71) % 255) as u8 as i8));
+    let numbers = std::array::from_fn(|i| ((i * 7919 + 32_000) % 65_535) as i32 - 32_767).map(|x| x as i16);
+    let product = |byte: i8, number: i16| i32::from(byte) * i32::from(number);
+    let rows = bytes.map(|row: [i8; WIDE]| row.iter().zip(numbers).map(|(&byte, x)| product(byte, x)).sum());
+    for threads in all_for_tests() {
+        let (of_rows, of_columns) = threads.run(WholeNumbers {
+            bytes: [&bytes[0], &bytes[1]],
+            numbers: &numbers,
+        });
+        assert_eq!(of_rows, rows);
+        for (i, sum) in of_columns.into_iter().enumerate() {
+            let expected = product(bytes[0][i], numbers[0]) + product(bytes[1][i], numbers[1]);
+            assert_eq!(sum, expected as f32, "column {i} at {:?}", threads.level());
+        }
+    }
+}
+
+struct Rounded<'a>(&'a [f32; LANES]);
+
+impl Kernel for Rounded<'_> {
+    type Output = [i16; LANES];
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> [i16; LANES] {
+        let mut out = [0; LANES];
+        // SAFETY: both arrays have sixteen values.
+        unsafe { s.store_i16(out.as_mut_ptr(), s.load(self.0.as_ptr())) };
+        out
+    }
+}
+
+#[test]
+fn lanes_are_rounded_to_the_nearest_whole_number_and_ties_to_even() {
+    let x = [
+        0.0, -0.4, 0.5, 1.5, -0.5, -1.5, 2.5, 126.51, -127.0, 32767.0, -32767.0, 32766.5, 1e-40, 255.5,
+        1000.49, -3.5,
+    ];
+    let expected = x.map(|x: f32| x.round_ties_even() as i16);
+    for threads in all_for_tests() {
+        assert_eq!(threads.run(Rounded(&x)), expected, "{:?}", threads.level());
+    }
 }

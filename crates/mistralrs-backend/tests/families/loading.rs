@@ -4,7 +4,8 @@ use std::fs;
 use std::path::Path;
 
 use baichuan_engine::{
-    Checkpoint, DeviceChoice, DeviceMap, Dtype, EngineConfig, IsqType, LoadError, ModelPlugin, Placement,
+    CacheDtype, Checkpoint, DeviceChoice, DeviceMap, Dtype, EngineConfig, IsqType, LoadError, ModelPlugin,
+    Placement,
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -113,7 +114,7 @@ fn what_cannot_be_done_names_its_key() {
     assert_eq!(key(&|r| r.threads = Some(2)), "threads");
     assert_eq!(key(&|r| r.random_weights = Some(1)), "random_weights");
     assert_eq!(key(&|r| r.dtype = Some(Dtype::Bf16)), "dtype");
-    assert_eq!(key(&|r| r.cache_dtype = Some(Dtype::F16)), "cache_dtype");
+    assert_eq!(key(&|r| r.cache_dtype = Some(CacheDtype::F16)), "cache_dtype");
     let elsewhere = Placement {
         device: DeviceChoice::Metal(0),
         ..Placement::default()

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use baichuan_engine::{DeviceChoice, DeviceMap, Dtype, IsqType};
+use baichuan_engine::{CacheDtype, DeviceChoice, DeviceMap, Dtype, IsqType};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -90,10 +90,11 @@ pub(crate) struct RawModel {
     #[schemars(extend("x-default" = "as in the checkpoint"))]
     #[schemars(with = "Option<super::reference::DtypeText>")]
     pub(crate) dtype: Option<Dtype>,
-    /// Element type of cached keys and values.
-    #[schemars(extend("x-default" = "what suits the device"))]
-    #[schemars(with = "Option<super::reference::DtypeText>")]
-    pub(crate) cache_dtype: Option<Dtype>,
+    /// What cached keys and values are kept as. `int8`, for Baichuan-M1 on CPUs: whole numbers from -127 to 127, and for each
+    /// head of each token what one of them stands for, half of the memory of sixteen bits.
+    #[schemars(extend("x-default" = "as the checkpoint's weights"))]
+    #[schemars(with = "Option<super::reference::CacheDtypeText>")]
+    pub(crate) cache_dtype: Option<CacheDtype>,
     /// What weights are quantised to as they are loaded: a type of mistral.rs, such as `"Q4K"`, or a number of bits.
     /// Baichuan-M1 has Q8_0, Q6K, Q4K and Q4_0 on CPUs, FP8 besides on NVIDIA GPUs, AFQ2 to AFQ8 on Apple's; a type that the
     /// device lacks is an error.

@@ -57,6 +57,17 @@ pub(super) enum DtypeText {
     Bf16,
 }
 
+/// Names of what keys and values are kept as, as [`baichuan_engine::CacheDtype`] reads them.
+#[derive(JsonSchema)]
+#[serde(rename_all = "lowercase")]
+#[expect(dead_code, reason = "its schema is what counts")]
+pub(super) enum CacheDtypeText {
+    F32,
+    F16,
+    Bf16,
+    Int8,
+}
+
 /// The whole reference, as Markdown.
 ///
 /// # Errors

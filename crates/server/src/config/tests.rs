@@ -352,6 +352,8 @@ fn a_bad_key_or_value_is_an_error_that_names_key_value_and_file() {
         ("engine.max_sequences = 513", "engine.max_sequences", "513"),
         ("engine.max_step_tokens = 63", "engine.max_step_tokens", "63"),
         ("model.dtype = 'int3'", "model.dtype", "int3"),
+        ("model.dtype = 'int8'", "model.dtype", "int8"),
+        ("model.cache_dtype = 'q8_0'", "model.cache_dtype", "`int8`"),
         ("model.isq = 'Q3_7'", "model.isq", "Q8_0, Q8_1"),
         ("model.threads = 0", "model.threads", "got 0"),
         ("model.device = 'gpu'", "model.device", "gpu"),

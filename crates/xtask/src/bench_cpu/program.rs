@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail, ensure};
 use serde_json::Value;
 
-use super::Numbers;
+use super::{CacheNumbers, Numbers};
 
 /// A model of any size that fits this machine is loaded by then.
 const LOAD_TIMEOUT: Duration = Duration::from_secs(600);
@@ -61,11 +61,11 @@ impl Programs {
         })
     }
 
-    /// Starts a server of one model and waits until it serves.
+    /// Starts a server of one model, keys and values as the checkpoint's weights if not otherwise, and waits until it serves.
     pub(crate) fn serve(
         &self,
         model: &Path,
-        numbers: Numbers,
+        (numbers, cache): (Numbers, Option<CacheNumbers>),
         context: u32,
         streams: u32,
     ) -> anyhow::Result<Server> {
@@ -77,6 +77,9 @@ impl Programs {
             format!("engine.cache.context_tokens={context_tokens}"),
         ] {
             arguments.extend(["--set".into(), set.into()]);
+        }
+        if let Some(cache) = cache {
+            arguments.extend(["--set".into(), format!("model.cache_dtype={}", cache.name).into()]);
         }
         if let Numbers::Ggml(format) = numbers {
             arguments.extend(["--isq".into(), format.name().into()]);

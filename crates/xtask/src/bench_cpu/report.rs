@@ -4,7 +4,7 @@ use super::peers::Peer;
 
 /// What was measured of one format; each list has a value a round.
 pub(super) struct Row {
-    name: &'static str,
+    name: String,
     token_bytes: u64,
     /// GB/s, the mean of before and after decoding.
     pub(super) bandwidth: Vec<f64>,
@@ -29,7 +29,7 @@ pub(super) struct PeerFigures {
 }
 
 impl Row {
-    pub(super) fn new(name: &'static str, token_bytes: u64, peers: &[Peer]) -> Self {
+    pub(super) fn new(name: String, token_bytes: u64, peers: &[Peer]) -> Self {
         let figures = |peer: &Peer| PeerFigures {
             name: peer.name(),
             decode: Vec::new(),
