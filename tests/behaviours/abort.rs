@@ -1,8 +1,9 @@
 //! Abort ends a request by its name.
 
+use baichuan_client::Generation;
 use baichuan_client::{Event, v1};
-use e2e::{Fake, Gate, Setup, TestServer, refusal, text, until_idle};
-use tonic::Code;
+use e2e::{Fake, Gate, Setup, TestServer, refusal, text, until_idle, within};
+use tonic::{Code, Request};
 
 fn named(id: &str, max_tokens: u32) -> v1::GenerateRequest {
     v1::GenerateRequest {
@@ -81,5 +82,39 @@ async fn a_name_in_use_is_refused_and_free_again_afterwards() {
         .collect()
         .await
         .unwrap();
+    server.stop().await;
+}
+
+/// The name that a generation has been given, by its first message.
+async fn name(generation: &mut Generation) -> String {
+    match within("the first message", generation.next()).await.unwrap() {
+        Some(Event::PromptInfo(info)) => info.request_id,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn calls_of_one_x_request_id_run_side_by_side_and_each_can_be_aborted() {
+    let gate = Gate::new();
+    let server = TestServer::start(Setup::fake(Fake::gated(&gate))).await;
+    gate.close();
+    let start = async || {
+        let mut request = Request::new(text("Go on", 20));
+        let id = "passed-on".parse().unwrap();
+        request.metadata_mut().insert("x-request-id", id);
+        server.client.generate(request).await.unwrap()
+    };
+    let (mut first, mut second) = (start().await, start().await);
+    gate.allow(3);
+    let names = [name(&mut first).await, name(&mut second).await];
+    assert_eq!(names[0], "passed-on");
+    assert!(!names[1].is_empty() && names[1] != names[0], "{names:?}");
+    server.client.abort(&names[1]).await.unwrap();
+    let aborted = within("the end", second.collect()).await.unwrap();
+    let finish = aborted.choices[0].finish.as_ref().unwrap();
+    assert_eq!(finish.finish_reason(), v1::FinishReason::Aborted);
+    gate.open();
+    let whole = within("the other", first.collect()).await.unwrap();
+    assert_eq!(whole.choices[0].token_ids.len(), 20);
     server.stop().await;
 }

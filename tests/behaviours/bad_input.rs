@@ -179,6 +179,11 @@ const GENERATE: &[(&str, Change, &str)] = &[
         "output.stream_interval",
     ),
     (
+        "stream_interval 257",
+        |r| output(r).stream_interval = Some(257),
+        "output.stream_interval",
+    ),
+    (
         "a time limit of nothing",
         |r| r.time_limit_ms = Some(0),
         "time_limit_ms",

@@ -1,7 +1,7 @@
 //! Generate streams a completion: what was admitted, its pieces, why it ended.
 
 use baichuan_client::{Event, prompt, v1};
-use e2e::{Fake, LETTERS, Setup, TestServer, generate, greedy, text, tokens};
+use e2e::{Fake, LETTERS, Setup, TestServer, generate, greedy, refusal, text, tokens};
 use tonic::IntoRequest;
 use v1::finish::Matched;
 
@@ -238,5 +238,18 @@ async fn text_is_left_out_when_nobody_wants_it() {
         ),
         ("", 6)
     );
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn completions_that_only_the_context_bounds_are_within_the_total_too() {
+    let setup = Setup::fake(Fake::default()).with("engine.limits.max_total_tokens", 5000);
+    let server = TestServer::start(setup).await;
+    let mut request = text("x", 10);
+    request.sampling.as_mut().unwrap().n = Some(2);
+    server.client.generate_unary(request.clone()).await.unwrap();
+    request.stopping.as_mut().unwrap().max_tokens = None;
+    let refused = refusal(server.client.generate_unary(request).await);
+    assert_eq!(refused.violations[0].field, "request.stopping.max_tokens");
     server.stop().await;
 }

@@ -1,10 +1,14 @@
 //! Models come and go while others serve: LoadModel and UnloadModel.
 
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
 
-use baichuan_client::{Client, Health, v1};
+use baichuan_client::{Client, Health, prompt, v1};
+use baichuan_engine::{Backend, Checkpoint, LoadError, LoadRequest, ModelPlugin};
 use baichuan_server::ServeError;
-use e2e::{Fake, Gate, Setup, TestServer, refusal, text, until_idle, within};
+use e2e::{Fake, Gate, Setup, TestServer, refusal, text, until_idle, until_load, within};
+use futures::stream::{self, StreamExt};
 use serde_json::json;
 use tonic::Code;
 
@@ -209,5 +213,166 @@ async fn a_late_model_that_stays_broken_is_not_ready_and_neither_is_the_server_u
     let serving = async { while watch.next().await.unwrap() != Some(Health::Serving) {} };
     within("readiness", serving).await;
     drop((watch, operator));
+    server.stop().await;
+}
+
+/// Returns when only so many models are served.
+async fn until_models(client: &Client, n: usize) {
+    let served = async {
+        while client.models().await.unwrap().len() != n {
+            tokio::task::yield_now().await;
+        }
+    };
+    within("the list of models", served).await;
+}
+
+#[tokio::test]
+async fn an_embedding_finishes_though_its_model_is_unloaded_before_all_its_inputs_are_taken() {
+    let gate = Gate::new();
+    let setup = admin(Setup::fake(Fake::default()).with_gate("late", &gate));
+    let setup = setup
+        .with("requests.embed_in_flight", 2)
+        .with("engine.prefill_chunk_tokens", 16);
+    let server = TestServer::start(setup).await;
+    let (client, operator) = (&server.client, server.operator().await);
+    let dir = tempfile::tempdir().unwrap();
+    checkpoint(dir.path());
+    operator.load_model(entry("late", dir.path())).await.unwrap();
+    gate.close();
+    let embed = client.embed(v1::EmbedRequest {
+        model: "late".into(),
+        inputs: vec![prompt::embed_tokens(vec![1; 200]); 7],
+        ..Default::default()
+    });
+    let unload = async {
+        // What an engine reports, it reports after a step.
+        gate.allow(2);
+        until_load(client, "late", |load| load.running > 0).await;
+        operator.unload_model("late").await
+    };
+    let open = async {
+        until_models(client, 2).await;
+        until_models(client, 1).await;
+        gate.open();
+    };
+    let all = async { tokio::join!(embed, unload, open) };
+    let (embedded, unloaded, ()) = within("both ends", all).await;
+    assert_eq!(embedded.unwrap().embeddings.len(), 7);
+    unloaded.unwrap();
+    drop(operator);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_stream_of_inputs_ends_when_its_model_is_unloaded_and_does_not_keep_it() {
+    let server = TestServer::start(admin(Setup::fake(Fake::default()))).await;
+    let operator = server.operator().await;
+    let dir = tempfile::tempdir().unwrap();
+    checkpoint(dir.path());
+    operator.load_model(entry("late", dir.path())).await.unwrap();
+    let options = v1::EmbedRequest {
+        model: "late".into(),
+        ..Default::default()
+    };
+    // One input, and then nothing for ever.
+    let inputs = stream::iter([(1, prompt::embed_text("x"))]).chain(stream::pending());
+    let mut answers = server.client.embed_stream(options, inputs).await.unwrap();
+    assert!(answers.next().await.unwrap().unwrap().result.is_ok());
+    within("the unloading", operator.unload_model("late"))
+        .await
+        .unwrap();
+    let refused = refusal(within("the end", answers.next()).await);
+    assert_eq!(
+        (refused.code, refused.reason.as_deref()),
+        (Code::Unavailable, Some("MODEL_UNLOADING"))
+    );
+    drop((answers, operator));
+    server.stop().await;
+}
+
+/// Takes its time, and then there is nothing; or panics.
+#[derive(Clone, Default)]
+struct Slow {
+    loading: Arc<AtomicUsize>,
+    most_at_once: Arc<AtomicUsize>,
+    is_open: Arc<(Mutex<bool>, Condvar)>,
+}
+
+impl Slow {
+    fn open(&self) {
+        *self.is_open.0.lock().unwrap() = true;
+        self.is_open.1.notify_all();
+    }
+}
+
+impl ModelPlugin for Slow {
+    fn name(&self) -> &'static str {
+        "slow"
+    }
+
+    fn accepts(&self, checkpoint: &Checkpoint) -> bool {
+        checkpoint.architecture() == "SlowForCausalLM"
+    }
+
+    fn load(&self, request: &LoadRequest<'_>) -> Result<Arc<dyn Backend>, LoadError> {
+        assert!(request.name != "panics", "a test asked for this panic");
+        let at_once = self.loading.fetch_add(1, Ordering::SeqCst) + 1;
+        self.most_at_once.fetch_max(at_once, Ordering::SeqCst);
+        let is_open = self.is_open.0.lock().unwrap();
+        drop(self.is_open.1.wait_while(is_open, |open| !*open).unwrap());
+        self.loading.fetch_sub(1, Ordering::SeqCst);
+        Err(LoadError::Compute("nothing came of it".into()))
+    }
+}
+
+#[tokio::test]
+async fn a_load_whose_caller_has_gone_keeps_its_turn_until_it_has_ended() {
+    struct Opens(Slow);
+    impl Drop for Opens {
+        fn drop(&mut self) {
+            self.0.open(); // or a test that fails would wait for it
+        }
+    }
+    let slow = Slow::default();
+    let opens = Opens(slow.clone());
+    let setup = admin(Setup::fake(Fake::default())).with_plugin(slow.clone());
+    let server = TestServer::start(setup).await;
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(
+        dir.path().join("config.json"),
+        r#"{"architectures": ["SlowForCausalLM"]}"#,
+    )
+    .unwrap();
+    let load = async |name: &str| {
+        let (operator, entry) = (server.operator().await, entry(name, dir.path()));
+        tokio::spawn(async move { operator.load_model(entry).await })
+    };
+    let first = load("first").await;
+    until_models(&server.client, 2).await;
+    let begun = async {
+        while slow.loading.load(Ordering::SeqCst) == 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    within("the first load", begun).await;
+    first.abort();
+    until_models(&server.client, 1).await;
+    let second = load("second").await;
+    // Time in which it could begin.
+    for _ in 0..30 {
+        server.client.models().await.unwrap();
+    }
+    assert_eq!(slow.loading.load(Ordering::SeqCst), 1);
+    slow.open();
+    let refused = refusal(within("the second load", second).await.unwrap());
+    assert!(
+        refused.violations[0].description.contains("nothing came of it"),
+        "{refused:?}"
+    );
+    assert_eq!(slow.most_at_once.load(Ordering::SeqCst), 1);
+
+    let panicked = load("panics").await.await.unwrap();
+    assert_eq!(panicked.unwrap_err().code(), Some(Code::Internal));
+    drop(opens);
     server.stop().await;
 }

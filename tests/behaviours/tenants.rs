@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use baichuan_client::{Client, Event, Refusal, prompt, v1};
 use baichuan_server::{fresh_token, token_entry};
-use e2e::{Fake, Gate, Setup, TestServer, refusal, text, tokens, within};
+use e2e::{Fake, Gate, Setup, TestServer, refusal, text, tokens, until_idle, until_load, within};
 use futures::stream;
 use tempfile::TempDir;
 use tonic::Code;
@@ -146,6 +146,44 @@ async fn tokens_per_minute_count_prompts_and_completions() {
 }
 
 #[tokio::test]
+async fn tokens_that_were_generated_are_charged_and_told_though_their_message_was_not_due() {
+    let gate = Gate::new();
+    let house = start(&gate, &[("tenants.small.tokens_per_minute", "600")]).await;
+    let small = &house.small;
+    let mut request = text("x", 4000);
+    request.request_id = "waits".into();
+    request.output.as_mut().unwrap().stream_interval = Some(200);
+    let charged = "baichuan_tenant_tokens_total{tenant=\"small\",kind=\"completion\"}";
+    gate.close();
+    let aborted = small.generate(request.clone()).await.unwrap();
+    gate.allow(6);
+    until_load(small, "", |load| load.generated_tokens_total == 6).await;
+    small.abort("waits").await.unwrap();
+    let completion = within("the end", aborted.collect()).await.unwrap();
+    let choice = &completion.choices[0];
+    let finish = choice.finish.as_ref().unwrap();
+    assert_eq!(finish.finish_reason(), v1::FinishReason::Aborted);
+    assert_eq!(
+        (choice.token_ids.len(), finish.usage.unwrap().completion_tokens),
+        (6, 6)
+    );
+    assert_eq!(house.server.metric(charged).await, 6.0);
+
+    // The engine learns of the abort at its next step.
+    gate.allow(1);
+    until_idle(small, "").await;
+    let before = small.load("").await.unwrap()[0].generated_tokens_total;
+    let dropped = small.generate(request).await.unwrap();
+    gate.allow(5);
+    until_load(small, "", |load| load.generated_tokens_total == before + 5).await;
+    drop(dropped);
+    house.server.until_metric(charged, 11.0).await;
+    gate.open();
+    drop((house.small, house.large));
+    house.server.stop().await;
+}
+
+#[tokio::test]
 async fn calls_at_once_are_bounded_and_one_that_ends_makes_room() {
     let gate = Gate::new();
     let house = start(&gate, &[("tenants.small.max_concurrent", "2")]).await;
@@ -248,5 +286,37 @@ async fn calls_are_counted_by_tenant_and_nobodys_by_none() {
         1.0
     );
     drop((nobody, house.small, house.large));
+    house.server.stop().await;
+}
+
+#[tokio::test]
+async fn inputs_that_were_taken_before_another_was_refused_are_charged() {
+    let gate = Gate::new();
+    let settings = [
+        ("engine.max_waiting", "2"),
+        ("tenants.small.tokens_per_minute", "600"),
+    ];
+    let house = start(&gate, &settings).await;
+    // While this runs, nothing leaves the queue.
+    gate.close();
+    let mut first = house.large.generate(text("run", 5)).await.unwrap();
+    assert!(matches!(first.next().await.unwrap(), Some(Event::PromptInfo(_))));
+    let embed = house.small.embed(v1::EmbedRequest {
+        inputs: vec![prompt::embed_tokens(vec![1; 10]); 50],
+        ..Default::default()
+    });
+    let open = async {
+        // All 50 are charged, and offered to the engine with that.
+        let used = "baichuan_tenant_quota_used_ratio{tenant=\"small\"}";
+        house.server.until_metric(used, 0.5).await;
+        gate.open();
+    };
+    let (refused, ()) = within("the refusal", async { tokio::join!(embed, open) }).await;
+    assert_eq!(refusal(refused).code, Code::ResourceExhausted);
+    let charged = "baichuan_tenant_tokens_total{tenant=\"small\",kind=\"prompt\"}";
+    assert_eq!(house.server.metric(charged).await, 20.0);
+    first.collect().await.unwrap();
+    gate.open();
+    drop((house.small, house.large));
     house.server.stop().await;
 }

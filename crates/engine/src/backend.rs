@@ -1,13 +1,13 @@
 //! The seam between the server and a source of tokens and embeddings.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
 use async_trait::async_trait;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::error::{RequestError, SubmitError};
-use crate::event::Event;
+use crate::event::{Delta, Event};
 use crate::grammar::Grammars;
 use crate::ids::TokenId;
 use crate::request::{Pooling, Request, RequestLimits, SamplingOptions};
@@ -90,11 +90,19 @@ pub struct EventStream {
     ended: bool,
 }
 
-/// How a stream ended, at either end.
+/// What a stream's ends share: how it ended, at either, and what is not in the channel.
 #[derive(Debug, Default)]
 struct Ends {
     failure: OnceLock<RequestError>,
     dropped_at: OnceLock<Instant>,
+    untold: Mutex<Vec<Delta>>,
+}
+
+impl Ends {
+    /// Pieces of completions, at most one of each: they wait for others, or nobody took them.
+    fn untold(&self) -> MutexGuard<'_, Vec<Delta>> {
+        self.untold.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// Waits until an engine's thread says that it has drained. One that died or is `stuck` has nothing left to do either.
@@ -146,6 +154,20 @@ impl EventStream {
     }
 }
 
+impl EventStream {
+    /// Cancels the request. Returns all that has come of it and was not read, pieces that waited for others included.
+    pub fn cancel(mut self) -> Vec<Event> {
+        let _ = self.ends.dropped_at.set(Instant::now());
+        // While this is held nothing is told: it was before, and is in the channel, or stays untold.
+        let mut untold = self.ends.untold();
+        self.events.close();
+        let mut unread: Vec<Event> = std::iter::from_fn(|| self.events.try_recv().ok()).collect();
+        unread.extend(untold.drain(..).map(Event::Delta));
+        drop(untold);
+        unread
+    }
+}
+
 impl Drop for EventStream {
     fn drop(&mut self) {
         // Before the channel closes, by which the engine notices.
@@ -189,16 +211,47 @@ impl EventSink {
 
     /// Hands over an event. A reader that fell too far behind is cut off with [`RequestError::SlowClient`].
     pub fn send(&self, event: Event) -> Result<(), Closed> {
+        self.try_send(event).map_err(|_| Closed)
+    }
+
+    /// Gives the event back where nobody takes it.
+    fn try_send(&self, event: Event) -> Result<(), Event> {
         match self.events.try_send(event) {
             Ok(()) => Ok(()),
-            Err(mpsc::error::TrySendError::Closed(_)) => Err(Closed),
-            Err(mpsc::error::TrySendError::Full(_)) => {
+            Err(mpsc::error::TrySendError::Closed(event)) => Err(event),
+            Err(mpsc::error::TrySendError::Full(event)) => {
                 self.set_failure(RequestError::SlowClient {
                     pending: self.events.max_capacity(),
                 });
-                Err(Closed)
+                Err(event)
             }
         }
+    }
+
+    /// Hands over a piece of a completion. Unless it is `due`, it waits for the completion's next, and goes with that.
+    ///
+    /// # Errors
+    /// As [`Self::send`]; whoever cancels the stream gets the piece nevertheless.
+    pub fn tell(&self, delta: Delta, due: bool) -> Result<(), Closed> {
+        let mut untold = self.ends.untold();
+        let waiting = untold.iter().position(|waiting| waiting.index == delta.index);
+        let delta = match waiting.map(|at| untold.swap_remove(at)) {
+            Some(mut waiting) => {
+                waiting.append(delta);
+                waiting
+            }
+            None => delta,
+        };
+        if !due {
+            untold.push(delta);
+            return Ok(());
+        }
+        self.try_send(Event::Delta(delta)).map_err(|event| {
+            if let Event::Delta(delta) = event {
+                untold.push(delta);
+            }
+            Closed
+        })
     }
 
     /// Hands over an event that may be missed: where there is no room for it, it is forgotten.
@@ -254,5 +307,68 @@ impl Drop for EventSink {
         if !self.finished {
             self.set_failure(RequestError::EngineStopped);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn piece(index: u32, token: TokenId) -> Delta {
+        Delta {
+            at: Instant::now(),
+            index,
+            text: token.to_string(),
+            token_ids: vec![token],
+            logprobs: Vec::new(),
+        }
+    }
+
+    fn told(event: &Event) -> (u32, &str, &[TokenId]) {
+        match event {
+            Event::Delta(delta) => (delta.index, &delta.text, &delta.token_ids),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn pieces_wait_for_the_one_that_is_due_of_the_same_completion() {
+        let (sink, mut stream) = EventSink::channel(8);
+        sink.tell(piece(0, 1), false).unwrap();
+        sink.tell(piece(1, 7), false).unwrap();
+        sink.tell(piece(0, 2), true).unwrap();
+        sink.tell(piece(0, 3), true).unwrap();
+        assert_eq!(told(&stream.next().await.unwrap()), (0, "12", &[1, 2][..]));
+        assert_eq!(told(&stream.next().await.unwrap()), (0, "3", &[3][..]));
+        assert_eq!(told(&stream.cancel()[0]), (1, "7", &[7][..]));
+    }
+
+    #[test]
+    fn who_cancels_gets_what_was_not_read_and_what_waited() {
+        let (sink, stream) = EventSink::channel(8);
+        sink.tell(piece(0, 1), true).unwrap();
+        sink.tell(piece(0, 2), false).unwrap();
+        let unread = stream.cancel();
+        assert_eq!(
+            unread.iter().map(told).collect::<Vec<_>>(),
+            [(0, "1", &[1][..]), (0, "2", &[2][..])]
+        );
+        assert!(sink.is_closed() && sink.dropped_at().is_some());
+        assert_eq!(sink.tell(piece(0, 3), true), Err(Closed));
+    }
+
+    #[tokio::test]
+    async fn the_piece_for_which_there_was_no_room_is_not_lost_either() {
+        let (sink, mut stream) = EventSink::channel(1);
+        sink.tell(piece(0, 1), true).unwrap();
+        assert_eq!(sink.tell(piece(0, 2), true), Err(Closed));
+        drop(sink);
+        assert_eq!(told(&stream.next().await.unwrap()), (0, "1", &[1][..]));
+        let failed = stream.next().await;
+        assert_eq!(
+            failed,
+            Some(Event::Failed(RequestError::SlowClient { pending: 1 }))
+        );
+        assert_eq!(told(&stream.cancel()[0]), (0, "2", &[2][..]));
     }
 }

@@ -57,9 +57,6 @@ pub struct Completion {
     grammar: Option<Grammar>,
     /// Absent when nobody needs text.
     text: Option<(Detokenizer, StopMatcher)>,
-    delta_text: String,
-    delta_tokens: Vec<TokenId>,
-    delta_logprobs: Vec<TokenLogprobs>,
     n_generated: u32,
     first_token_at: Option<Instant>,
     last_token_at: Option<Instant>,
@@ -79,8 +76,10 @@ pub enum Answer<'a> {
 pub struct Accepted {
     /// What was chosen.
     pub token: TokenId,
-    /// To be sent now.
-    pub delta: Option<Delta>,
+    /// The token as its client sees it.
+    pub delta: Delta,
+    /// The client learns of it now, and of what waits for it.
+    pub due: bool,
     /// The completion has ended.
     pub finish: Option<FinishReason>,
 }
@@ -107,9 +106,6 @@ impl Completion {
             grammar: request.grammar.clone(),
             request,
             text,
-            delta_text: String::new(),
-            delta_tokens: Vec::new(),
-            delta_logprobs: Vec::new(),
             n_generated: 0,
             first_token_at: None,
             last_token_at: None,
@@ -148,6 +144,7 @@ impl Completion {
         let eos = ending(&request, vocabulary);
 
         let may_end = self.n_generated >= stopping.min_tokens;
+        let mut logprobs = Vec::new();
         let token = match answer {
             Answer::Logits(logits) => {
                 let forbidden = if may_end {
@@ -157,7 +154,7 @@ impl Completion {
                 };
                 let token = self.choose(&request, logits, &forbidden)?;
                 if let Some(n) = request.output.logprobs {
-                    self.delta_logprobs.push(vocabulary.describe(logits, token, n));
+                    logprobs.push(vocabulary.describe(logits, token, n));
                 }
                 token
             }
@@ -171,7 +168,6 @@ impl Completion {
         self.n_generated += 1;
         self.first_token_at.get_or_insert(now);
         self.last_token_at = Some(now);
-        self.delta_tokens.push(token);
 
         let ended = if may_end && stopping.stop_token_ids.contains(&token) {
             Some(FinishReason::StopToken(token))
@@ -181,8 +177,12 @@ impl Completion {
             None
         };
         let n = self.n_generated;
+        let mut text = String::new();
         let finish = ended
-            .or_else(|| self.push_text(token, may_end).map(FinishReason::StopString))
+            .or_else(|| {
+                let stop = self.push_text(token, may_end, &mut text);
+                stop.map(FinishReason::StopString)
+            })
             .or_else(|| (stopping.max_tokens == Some(n)).then_some(FinishReason::Length))
             .or_else(|| {
                 let full = request.prompt.len() + n as usize >= vocabulary.max_context;
@@ -192,11 +192,25 @@ impl Completion {
             .as_ref()
             .is_some_and(|reason| !matches!(reason, FinishReason::StopString(_)))
         {
-            self.flush_text();
+            self.flush_text(&mut text);
         }
-        let due = self.delta_tokens.len() >= request.output.stream_interval as usize;
-        let delta = (due || finish.is_some()).then(|| self.take_delta(now));
-        Ok(Accepted { token, delta, finish })
+        if !request.output.text {
+            text.clear();
+        }
+        let delta = Delta {
+            at: now,
+            index: self.index,
+            text,
+            token_ids: vec![token],
+            logprobs,
+        };
+        let due = n.is_multiple_of(request.output.stream_interval) || finish.is_some();
+        Ok(Accepted {
+            token,
+            delta,
+            due,
+            finish,
+        })
     }
 
     fn choose(
@@ -222,41 +236,26 @@ impl Completion {
         Ok(token)
     }
 
-    /// Takes a token's text; the stop string it completes, if any.
-    fn push_text(&mut self, token: TokenId, may_end: bool) -> Option<String> {
+    /// Takes a token and appends to `shown` what may be shown; the stop string it completes, if any.
+    fn push_text(&mut self, token: TokenId, may_end: bool, shown: &mut String) -> Option<String> {
         let (detokenizer, stop) = self.text.as_mut()?;
         // A model's vocabulary may be padded beyond its tokenizer's: such a token has no text.
         let text = detokenizer.push(token).unwrap_or_default();
         if !may_end {
-            self.delta_text.push_str(text);
+            shown.push_str(&stop.push_early(text));
             return None;
         }
         let scan = stop.push(text);
-        self.delta_text.push_str(&scan.text);
+        shown.push_str(&scan.text);
         scan.matched
     }
 
     /// Nothing more follows: what was held back is shown.
-    fn flush_text(&mut self) {
+    fn flush_text(&mut self, shown: &mut String) {
         if let Some((detokenizer, stop)) = self.text.as_mut() {
             let scan = stop.push(detokenizer.finish());
-            self.delta_text.push_str(&scan.text);
-            self.delta_text.push_str(&stop.finish());
-        }
-    }
-
-    fn take_delta(&mut self, now: Instant) -> Delta {
-        let text = std::mem::take(&mut self.delta_text);
-        Delta {
-            at: now,
-            index: self.index,
-            text: if self.request.output.text {
-                text
-            } else {
-                String::new()
-            },
-            token_ids: std::mem::take(&mut self.delta_tokens),
-            logprobs: std::mem::take(&mut self.delta_logprobs),
+            shown.push_str(&scan.text);
+            shown.push_str(&stop.finish());
         }
     }
 

@@ -235,9 +235,10 @@ impl<M: CausalLm> EngineCore<M> {
             return;
         };
         if let Some(group) = self.end_group(group) {
+            let cause = error.to_log();
             group
                 .span
-                .in_scope(|| tracing::warn!(request_id = %group.id, %error, "a request failed"));
+                .in_scope(|| tracing::warn!(request_id = %group.id, cause, "a request failed"));
             group.sink.fail(error.clone());
         }
     }
@@ -455,9 +456,7 @@ impl<M: CausalLm> EngineCore<M> {
             Err(error) => return self.fail_sequence(id, &error),
         };
         self.totals.generated_tokens += 1;
-        let mut sent = accepted
-            .delta
-            .map_or(Ok(()), |delta| group.sink.send(Event::Delta(delta)));
+        let mut sent = group.sink.tell(accepted.delta, accepted.due);
         let Some(reason) = accepted.finish else {
             sequence.tokens.push(accepted.token);
             self.scheduler.push_token(id);

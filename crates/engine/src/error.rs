@@ -132,6 +132,18 @@ pub enum RequestError {
     EngineStopped,
 }
 
+impl RequestError {
+    /// What may be logged of it: the words of a grammar's parser may quote what was asked for.
+    pub fn to_log(&self) -> String {
+        match self {
+            Self::Grammar { field, .. } => {
+                format!("{field} leaves nothing to go on with, or takes too much work")
+            }
+            Self::SlowClient { .. } | Self::StepFailed(_) | Self::EngineStopped => self.to_string(),
+        }
+    }
+}
+
 /// Why a step failed.
 #[derive(Debug, thiserror::Error)]
 pub enum StepError {

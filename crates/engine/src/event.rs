@@ -70,6 +70,16 @@ pub struct Delta {
     pub logprobs: Vec<TokenLogprobs>,
 }
 
+impl Delta {
+    /// Takes the piece of the same completion that comes next.
+    pub(crate) fn append(&mut self, next: Self) {
+        self.at = next.at;
+        self.text.push_str(&next.text);
+        self.token_ids.extend(next.token_ids);
+        self.logprobs.extend(next.logprobs);
+    }
+}
+
 /// A token's log-probability and the likeliest tokens at its place.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TokenLogprobs {

@@ -19,6 +19,9 @@ pub use stopping::{StoppingOptions, StoppingParams};
 /// Most tokens whose log-probability is reported per place.
 pub const MAX_LOGPROBS: u32 = 20;
 
+/// Most tokens that wait for each other to be told together.
+pub const MAX_STREAM_INTERVAL: u32 = 256;
+
 /// What a backend is asked to do.
 #[derive(Clone, Debug)]
 pub enum Request {
@@ -156,7 +159,7 @@ pub struct OutputOptions {
     pub text: bool,
     /// Leave special tokens out of the text.
     pub skip_special_tokens: bool,
-    /// Tokens per event, at least 1.
+    /// Tokens per event, 1 to [`MAX_STREAM_INTERVAL`].
     pub stream_interval: u32,
 }
 
@@ -186,8 +189,10 @@ impl OutputOptions {
                 format!("must be at most {MAX_LOGPROBS}, got {value}")
             });
         }
-        check.that(self.stream_interval >= 1, "output.stream_interval", || {
-            "must be at least 1, got 0".into()
+        let interval = self.stream_interval;
+        let is_good = (1..=MAX_STREAM_INTERVAL).contains(&interval);
+        check.that(is_good, "output.stream_interval", || {
+            format!("must be between 1 and {MAX_STREAM_INTERVAL}, got {interval}")
         });
         check.or(self)
     }
@@ -198,7 +203,7 @@ impl OutputOptions {
 pub struct RequestLimits {
     /// Completions of one prompt.
     pub max_n: u32,
-    /// Completions times `max_tokens`.
+    /// Completions times `max_tokens`, or times what the context leaves for them.
     pub max_total_tokens: u64,
     /// Stop strings.
     pub max_stop_strings: usize,

@@ -1,7 +1,7 @@
 //! A row of logits → a token: the host path.
 //!
-//! Order: bias and allow/deny lists, penalties, then, unless greedy, temperature, top-k, typical, top-p and min-p,
-//! and one draw. The draw depends on the request's seed, the completion's index and the token's number alone: not
+//! Order: the allow list, penalties, bias, what a grammar or the deny list forbids, then, unless greedy, temperature,
+//! top-k, typical, top-p and min-p, and one draw. The draw depends on the request's seed, the completion's index and the token's number alone: not
 //! on the batch, and not on a preemption in between. Ties go to the lower token id.
 
 use std::collections::HashMap;

@@ -7,6 +7,8 @@ pub(crate) struct StopMatcher {
     include_match: bool,
     /// Text that could be the beginning of a stop string.
     held: String,
+    /// So many first bytes of it came early: a stop string that ends among them is none.
+    held_early: usize,
 }
 
 /// What may be shown, and whether a stop string was found behind it.
@@ -23,6 +25,7 @@ impl StopMatcher {
             stops,
             include_match,
             held: String::new(),
+            held_early: 0,
         }
     }
 
@@ -40,7 +43,7 @@ impl StopMatcher {
         let first = self
             .stops
             .iter()
-            .filter_map(|stop| self.held.find(stop.as_str()).map(|at| (at, stop)))
+            .filter_map(|stop| self.find(stop).map(|at| (at, stop)))
             .min_by_key(|(at, stop)| (at + stop.len(), *at));
         if let Some((at, stop)) = first {
             let end = if self.include_match { at + stop.len() } else { at };
@@ -49,18 +52,39 @@ impl StopMatcher {
             text.truncate(end);
             return Scan { text, matched };
         }
-        let keep_from = (0..self.held.len())
-            .filter(|at| self.held.is_char_boundary(*at))
-            .find(|at| {
-                let tail = &self.held[*at..];
-                self.stops.iter().any(|stop| stop.starts_with(tail))
-            })
-            .unwrap_or(self.held.len());
-        let held = self.held.split_off(keep_from);
         Scan {
-            text: std::mem::replace(&mut self.held, held),
+            text: self.release(),
             matched: None,
         }
+    }
+
+    /// Takes text that no stop string may end in, though one may begin in it, and returns what may be shown.
+    pub(crate) fn push_early(&mut self, text: &str) -> String {
+        self.held.push_str(text);
+        self.held_early = self.held.len();
+        self.release()
+    }
+
+    /// Where the first `stop` of the text held begins that does not end in its early part.
+    fn find(&self, stop: &str) -> Option<usize> {
+        let from = (self.held_early + 1).saturating_sub(stop.len());
+        let from = self.held.ceil_char_boundary(from);
+        self.held[from..].find(stop).map(|at| from + at)
+    }
+
+    /// Takes out what cannot be the beginning of a stop string.
+    fn release(&mut self) -> String {
+        let begins = |tail: &str| {
+            let of = |stop: &String| tail.len() < stop.len() && stop.starts_with(tail);
+            self.stops.iter().any(of)
+        };
+        let keep_from = (0..self.held.len())
+            .filter(|at| self.held.is_char_boundary(*at))
+            .find(|at| begins(&self.held[*at..]))
+            .unwrap_or(self.held.len());
+        let held = self.held.split_off(keep_from);
+        self.held_early = self.held_early.saturating_sub(keep_from);
+        std::mem::replace(&mut self.held, held)
     }
 
     /// The completion ended otherwise: what was held back is shown after all.
@@ -123,6 +147,35 @@ mod tests {
         let mut matcher = StopMatcher::new(vec!["\n\n".into()], false);
         assert_eq!(matcher.push("one\n").text, "one");
         assert_eq!(matcher.push("two").text, "\ntwo");
+    }
+
+    #[test]
+    fn a_stop_string_may_begin_in_early_text_and_not_end_there() {
+        type Case<'a> = (&'a str, &'a str, &'a str, &'a str, Option<&'a str>);
+        // Stop string, early text, late text, what is shown, what matched.
+        let table: &[Case<'_>] = &[
+            ("END", "abc EN", "D tail", "abc ", Some("END")),
+            ("END", "abc END", " tail", "abc END tail", None),
+            ("END", "abc END", "END", "abc END", Some("END")),
+            ("aa", "aa", "a", "a", Some("aa")),
+            ("aa", "a", "ba", "aba", None),
+            ("早上", "你好早", "上好", "你好", Some("早上")),
+            ("早", "早", "x早", "早x", Some("早")),
+        ];
+        for (stop, early, late, shown, matched) in table {
+            let mut matcher = StopMatcher::new(vec![(*stop).to_owned()], false);
+            let mut got = matcher.push_early(early);
+            let scan = matcher.push(late);
+            got += &scan.text;
+            if scan.matched.is_none() {
+                got += &matcher.finish();
+            }
+            assert_eq!(
+                (got.as_str(), scan.matched.as_deref()),
+                (*shown, *matched),
+                "{stop:?} {early:?} {late:?}"
+            );
+        }
     }
 
     proptest! {

@@ -70,15 +70,16 @@ impl Pulse {
             return false;
         }
         let taken = Duration::from_nanos(self.now().saturating_sub(began));
-        let given_up = taken > timeout
-            && self
-                .busy
-                .compare_exchange(began, STUCK, Ordering::Relaxed, Ordering::Relaxed)
-                .is_ok();
-        if given_up {
-            self.stuck.send_replace(true);
-        }
-        given_up
+        // At once for who revives it: that is either before, and nothing is given up, or after.
+        taken > timeout
+            && self.stuck.send_if_modified(|stuck| {
+                let given_up = self
+                    .busy
+                    .compare_exchange(began, STUCK, Ordering::Relaxed, Ordering::Relaxed)
+                    .is_ok();
+                *stuck |= given_up;
+                given_up
+            })
     }
 }
 

@@ -56,7 +56,7 @@ pub(crate) async fn generate(context: &Context, request: GenerateRequest, sink: 
                 return tokens;
             }
             (Some(End::Failed(error)), Some(sink)) => {
-                tracing::warn!(id = %request.id, %error, "a request failed");
+                tracing::warn!(id = %request.id, cause = error.to_log(), "a request failed");
                 context.meter.failed();
                 sink.fail(error);
                 return tokens;

@@ -143,9 +143,7 @@ impl Steer {
         let Some(sink) = &state.sink else {
             return self.filler;
         };
-        let mut sent = accepted
-            .delta
-            .map_or(Ok(()), |delta| sink.send(Event::Delta(delta)));
+        let mut sent = sink.tell(accepted.delta, accepted.due);
         let finished = accepted.finish.is_some();
         if let Some(reason) = accepted.finish {
             let report = state.completion.finished(reason, state.admitted, now);

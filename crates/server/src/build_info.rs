@@ -10,6 +10,9 @@ pub(crate) fn features() -> Vec<String> {
     let features = [
         ("baichuan-m1", cfg!(feature = "baichuan-m1")),
         ("mistralrs", cfg!(feature = "mistralrs")),
+        ("mistralrs-cuda", cfg!(feature = "mistralrs-cuda")),
+        ("cuda", cfg!(feature = "cuda")),
+        ("metal", cfg!(feature = "metal")),
     ];
     let built = features.iter().filter(|(_, is_built)| *is_built);
     built.map(|(name, _)| (*name).to_owned()).collect()

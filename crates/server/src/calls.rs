@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-use crate::error::{ApiError, Unavailable};
+use crate::error::ApiError;
 
 /// A call's name: whose it is, for owners do not see each other's, and what they call it.
 type Name = (Arc<str>, RequestId);
@@ -37,6 +37,15 @@ pub(crate) enum Interrupt {
     Aborted,
     /// The server ends.
     ServerEnds,
+}
+
+/// Why a call is not taken up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum BeginError {
+    /// The server drains.
+    Draining,
+    /// A running call of the owner has the name.
+    NameTaken,
 }
 
 /// A call that runs. Dropping it gives its name free.
@@ -64,18 +73,15 @@ impl Calls {
         owner: &Arc<str>,
         id: RequestId,
         limit: Option<Duration>,
-    ) -> Result<Call, ApiError> {
+    ) -> Result<Call, BeginError> {
         // Counted before the gate is looked at: who drains either sees this call or makes it turn back.
         let running = self.tracker.token();
         if self.is_draining() {
-            return Err(ApiError::Unavailable(Unavailable::Draining));
+            return Err(BeginError::Draining);
         }
         let abort = CancellationToken::new();
         match self.running().entry((owner.clone(), id.clone())) {
-            Entry::Occupied(_) => {
-                let message = format!("a request called {:?} is running already", id.as_str());
-                return Err(ApiError::invalid("request_id", message));
-            }
+            Entry::Occupied(_) => return Err(BeginError::NameTaken),
             Entry::Vacant(free) => free.insert(abort.clone()),
         };
         let deadline = limit.and_then(|limit| tokio::time::Instant::now().checked_add(limit));

@@ -2,6 +2,7 @@
 //!
 //! `grpc/status.rs` is where each becomes a gRPC status with its details.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use baichuan_engine::event::Usage;
@@ -60,7 +61,10 @@ pub(crate) enum ApiError {
     Denied(Denied),
     /// The model or build lacks what is asked for.
     #[error("{field}: {feature} is not supported by this model")]
-    Unsupported { field: &'static str, feature: String },
+    Unsupported {
+        field: Cow<'static, str>,
+        feature: String,
+    },
     /// The model failed, or a bug. The cause goes to the log.
     #[error("internal error")]
     Internal { cause: String },
@@ -98,6 +102,8 @@ pub(crate) enum NotResumable {
 pub(crate) enum Unavailable {
     #[error("model {0:?} is loading")]
     Loading(String),
+    #[error("model {0:?} is being unloaded")]
+    Unloading(String),
     #[error("the server is draining")]
     Draining,
     #[error("the server ended before the request did")]
@@ -219,7 +225,7 @@ impl From<SubmitError> for ApiError {
         match error {
             SubmitError::Invalid(violations) => Self::Invalid(violations),
             SubmitError::Unsupported { field, feature } => Self::Unsupported {
-                field,
+                field: field.into(),
                 feature: feature.into(),
             },
             SubmitError::QueueFull { retry_after, .. } | SubmitError::WaitTooLong { retry_after, .. } => {

@@ -40,6 +40,8 @@ pub(crate) mod status;
 mod text;
 mod vllm;
 
+pub(crate) use meta::is_request_id;
+
 /// What is served where.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Face {

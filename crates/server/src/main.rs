@@ -22,6 +22,7 @@ mod progress;
 const LEFTOVER_GRACE: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
+    telemetry::hide_words_of_panics();
     let arguments = Arguments::parse();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,

@@ -2,12 +2,13 @@
 //!
 //! Those of the configuration are there from the start; `runtime` adds others and takes any but the default one away.
 
-use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 
 use baichuan_engine::stats::EngineHealth;
 use baichuan_engine::{Backend, Registry};
-use tokio::sync::{Mutex, watch as watch_channel};
+use tokio::sync::watch as watch_channel;
 use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 
 use crate::calls::Calls;
 use crate::error::{ApiError, Unavailable};
@@ -48,8 +49,10 @@ pub(crate) struct Models {
     served: RwLock<Arc<Vec<Arc<Model>>>>,
     /// What may be loaded; known once the configured models are being loaded.
     registry: OnceLock<Registry>,
-    /// Who loads or unloads: one at a time. With it the watchers of models that came later.
-    turn: Mutex<JoinSet<()>>,
+    /// Who loads or unloads: one at a time.
+    turn: Arc<tokio::sync::Mutex<()>>,
+    /// Of models that came later.
+    watchers: Mutex<JoinSet<()>>,
     /// The first one that failed and shall end the process.
     failed: watch_channel::Sender<Option<String>>,
 }
@@ -66,6 +69,8 @@ pub(crate) struct Model {
     /// While it loads, the server is as ready as without it.
     at_runtime: bool,
     backend: OnceLock<Arc<dyn Backend>>,
+    /// Cancelled when it is being unloaded.
+    leaving: CancellationToken,
 }
 
 impl std::fmt::Debug for Model {
@@ -90,7 +95,8 @@ impl Models {
             default: if is_there { default } else { first }.to_owned(),
             served: RwLock::new(Arc::new(models)),
             registry: OnceLock::new(),
-            turn: Mutex::default(),
+            turn: Arc::default(),
+            watchers: Mutex::default(),
             failed: watch_channel::Sender::new(None),
         }
     }
@@ -118,10 +124,7 @@ impl Models {
 
     /// The loaded backend of the model called `name`.
     pub(crate) fn backend(&self, name: &str) -> Result<Arc<dyn Backend>, ApiError> {
-        let model = self.find(name)?;
-        model
-            .backend()
-            .ok_or_else(|| ApiError::Unavailable(Unavailable::Loading(model.name.clone())))
+        self.find(name)?.loaded()
     }
 
     /// The model called `name` failed, and the process shall end for it.
@@ -170,6 +173,7 @@ impl Model {
             name,
             at_runtime,
             backend: OnceLock::new(),
+            leaving: CancellationToken::new(),
         }
     }
 
@@ -181,6 +185,20 @@ impl Model {
     /// Absent while it loads.
     pub(crate) fn backend(&self) -> Option<Arc<dyn Backend>> {
         self.backend.get().cloned()
+    }
+
+    /// Its backend.
+    ///
+    /// # Errors
+    /// It is loading.
+    pub(crate) fn loaded(&self) -> Result<Arc<dyn Backend>, ApiError> {
+        let loading = || ApiError::Unavailable(Unavailable::Loading(self.name.clone()));
+        self.backend().ok_or_else(loading)
+    }
+
+    /// Cancelled when it is being unloaded: calls that run finish, and begin nothing more.
+    pub(crate) fn leaving(&self) -> CancellationToken {
+        self.leaving.clone()
     }
 
     /// Whether it answers.

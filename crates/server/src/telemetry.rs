@@ -11,6 +11,7 @@ pub(crate) mod logging;
 pub(crate) mod metrics;
 pub(crate) mod names;
 pub(crate) mod otlp;
+mod panics;
 pub(crate) mod rpc_metrics;
 pub(crate) mod semconv;
 pub(crate) mod stream_metrics;
@@ -19,3 +20,4 @@ pub(crate) mod tls_metrics;
 
 pub use logging::{LogFilter, LogSetupError, Terminal, init};
 pub use otlp::OtlpError;
+pub use panics::hide_words_of_panics;

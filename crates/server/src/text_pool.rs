@@ -70,8 +70,9 @@ impl TextPool {
             let _held = (place, thread);
             work()
         });
-        done.await.map_err(|e| ApiError::Internal {
-            cause: format!("text work failed: {e}"),
+        // Its own words may quote a text.
+        done.await.map_err(|_| ApiError::Internal {
+            cause: "work on a text panicked".into(),
         })
     }
 }

@@ -135,7 +135,7 @@ struct OutputArgs {
     /// Keep special tokens in the text.
     #[arg(long)]
     special_tokens: bool,
-    /// Tokens per message.
+    /// Tokens per message, at most 256.
     #[arg(long, value_name = "TOKENS")]
     stream_interval: Option<u32>,
 }

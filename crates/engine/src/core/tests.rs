@@ -140,6 +140,39 @@ fn a_stop_string_across_tokens_ends_the_text_before_it() {
 }
 
 #[test]
+fn a_stop_string_may_begin_before_min_tokens_and_not_end_there() {
+    let only_ascii = SamplingOptions {
+        allowed_token_ids: (97..107).collect(),
+        ..greedy()
+    };
+    let of = |stopping| {
+        let events = Bench::one(&roomy(), request(generate(&[1], only_ascii.clone(), stopping)));
+        let tokens = tokens(&events, 0).len();
+        (text(&events, 0), tokens, finished(&events, 0).reason.clone())
+    };
+    let (whole, ..) = of(max_tokens(40));
+    let at = (8..30)
+        .find(|at| whole.find(&whole[*at..at + 3]) == Some(*at))
+        .unwrap();
+    let stop = whole[at..at + 3].to_owned();
+    let again = whole[at + 1..].find(&stop).map(|next| at + 1 + next);
+    for (min, expected) in [(at, Some(at)), (at + 2, Some(at)), (at + 3, again)] {
+        let (text, tokens, reason) = of(StoppingOptions {
+            stop: vec![stop.clone()],
+            min_tokens: Some(min as u32),
+            ..max_tokens(40)
+        });
+        match expected {
+            Some(at) => {
+                assert_eq!(reason, FinishReason::StopString(stop.clone()), "{min}");
+                assert_eq!((text.as_str(), tokens), (&whole[..at], at + 3), "{min}");
+            }
+            None => assert_eq!((text, reason), (whole.clone(), FinishReason::Length), "{min}"),
+        }
+    }
+}
+
+#[test]
 fn logprobs_of_prompt_and_completion_are_the_models() {
     let prompt: Vec<TokenId> = (40..70).collect();
     for chunk in [4, 64] {

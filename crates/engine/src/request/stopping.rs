@@ -69,6 +69,19 @@ impl StoppingOptions {
     }
 }
 
+impl StoppingParams {
+    /// Checks the total of `n` completions where only the context bounds them: it leaves each `left` tokens.
+    pub fn check_left(&self, limits: &RequestLimits, n: u32, left: usize) -> Result<(), Violations> {
+        let mut check = Violations::default();
+        let (total, max) = (u64::from(n).saturating_mul(left as u64), limits.max_total_tokens);
+        let is_within = self.max_tokens.is_some() || total <= max;
+        check.that(is_within, "stopping.max_tokens", || {
+            format!("must be set: n times what the context leaves is {total}, the limit is {max}")
+        });
+        check.or(())
+    }
+}
+
 /// When completions end: complete and within bounds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoppingParams {

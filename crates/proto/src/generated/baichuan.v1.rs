@@ -84,7 +84,7 @@ pub struct OutputOptions {
     /// Leave special tokens out of the text. Default true.
     #[prost(bool, optional, tag = "5")]
     pub skip_special_tokens: ::core::option::Option<bool>,
-    /// Tokens per stream message, >= 1. Default 1.
+    /// Tokens per stream message, 1 to 256. Default 1. The last message of a completion may have fewer, however it ends.
     #[prost(uint32, optional, tag = "6")]
     pub stream_interval: ::core::option::Option<u32>,
 }
@@ -524,12 +524,14 @@ pub struct Embedding {
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct EmbedStreamRequest {
-    /// The caller's own number for the input, echoed in the answer; distinct within the stream.
+    /// The caller's own number for the input, echoed in the answer. The caller keeps them distinct: equal ones are
+    /// answered each, and cannot be told apart.
     #[prost(uint32, tag = "1")]
     pub index: u32,
     #[prost(message, optional, tag = "2")]
     pub input: ::core::option::Option<EmbedInput>,
-    /// Read from the first message of the stream; later ones may leave it out. Its `inputs` must be empty.
+    /// Of the whole stream, read from its first message; later ones leave it out or repeat it unchanged. Its `inputs` must
+    /// be empty.
     #[prost(message, optional, tag = "3")]
     pub options: ::core::option::Option<EmbedRequest>,
 }
@@ -2502,7 +2504,7 @@ pub struct DrainRequest {
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DrainResponse {
-    /// Sequences still running.
+    /// Calls still running.
     #[prost(uint32, tag = "1")]
     pub running: u32,
 }

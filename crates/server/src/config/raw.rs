@@ -267,7 +267,8 @@ impl RawCache {
 pub(crate) struct RawLimits {
     /// Completions of one request.
     pub(crate) max_n: Option<u32>,
-    /// Prompt and completions of one request together, in tokens.
+    /// Completions of one request together, in tokens: their number times `max_tokens`, or times what the context leaves
+    /// for them where neither the request nor the model says how long they may be.
     pub(crate) max_total_tokens: Option<u64>,
     /// Stop strings of one request.
     pub(crate) max_stop_strings: Option<usize>,

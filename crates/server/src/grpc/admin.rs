@@ -63,7 +63,7 @@ impl AdminService for Admin {
         let set = match &self.0.log_filter {
             Some(log) => log.set(&filter).map_err(|e| ApiError::invalid("filter", e)),
             None => Err(ApiError::Unsupported {
-                field: "filter",
+                field: "filter".into(),
                 feature: "changing the log filter".into(),
             }),
         };

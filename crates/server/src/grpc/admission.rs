@@ -42,11 +42,17 @@ pub(super) fn charge(
 }
 
 impl Charge {
-    /// The requests were made, and taken or not: what was refused costs nothing.
-    pub(super) fn settle<T>(self, outcome: &Result<T, ApiError>) {
+    /// The requests were made. Where that ended in a refusal, only those cost anything that were `taken` before it:
+    /// so many, with so many tokens.
+    pub(super) fn settle<T>(self, outcome: &Result<T, ApiError>, taken: (usize, usize)) {
         match outcome {
             Err(error) if error.is_refusal() => {
-                self.tenant.refund(self.requests, self.tokens);
+                let (requests, tokens) = taken;
+                self.tenant.refund(
+                    self.requests.saturating_sub(requests),
+                    self.tokens.saturating_sub(tokens),
+                );
+                self.tenant.used_prompt(tokens);
                 self.app.metrics.tenant_rejected(self.tenant.name(), error);
             }
             _ => self.tenant.used_prompt(self.tokens),

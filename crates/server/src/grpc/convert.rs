@@ -46,7 +46,7 @@ pub(super) fn text_error(error: &TextError, field: &str) -> ApiError {
     match error {
         TextError::UnknownRole { index, .. } => ApiError::invalid(format!("{field}[{index}].role"), message),
         TextError::ChatUnavailable { .. } => ApiError::Unsupported {
-            field: "chat",
+            field: "chat".into(),
             feature: "chat".into(),
         },
         // Its own words name a file of the checkpoint.

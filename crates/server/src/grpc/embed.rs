@@ -33,6 +33,8 @@ pub(super) struct By {
 pub(super) struct Progress {
     is_admitted: AtomicBool,
     tokens: AtomicUsize,
+    taken_inputs: AtomicUsize,
+    taken_tokens: AtomicUsize,
 }
 
 impl Progress {
@@ -40,6 +42,18 @@ impl Progress {
     fn computed(&self, tokens: usize) {
         self.is_admitted.store(true, Ordering::Relaxed);
         self.tokens.fetch_add(tokens, Ordering::Relaxed);
+    }
+
+    /// The model took an input of so many tokens.
+    fn taken(&self, tokens: usize) {
+        self.taken_inputs.fetch_add(1, Ordering::Relaxed);
+        self.taken_tokens.fetch_add(tokens, Ordering::Relaxed);
+    }
+
+    /// Inputs that the model took, and their tokens: computed or not, they are not refused any more.
+    pub(super) fn all_taken(&self) -> (usize, usize) {
+        let read = |counter: &AtomicUsize| counter.load(Ordering::Relaxed);
+        (read(&self.taken_inputs), read(&self.taken_tokens))
     }
 
     /// Tokens computed so far.
@@ -66,11 +80,8 @@ pub(super) async fn embed(
     meta: &Meta,
     request: v1::EmbedRequest,
 ) -> Result<v1::EmbedResponse, ApiError> {
-    let mut call = app.calls.begin(
-        &meta.identity()?.owner,
-        id.clone(),
-        meta.limit(app, request.time_limit_ms),
-    )?;
+    let limit = meta.limit(app, request.time_limit_ms);
+    let mut call = meta.begin(app, id, &request.request_id, limit)?;
     let backend = meta.backend(app, &request.model)?;
     let by = By {
         tenant: meta.identity()?.tenant.clone(),
@@ -177,12 +188,10 @@ async fn embed_all(
         .buffered(app.config.requests.embed_in_flight)
         .try_collect()
         .await;
-    charge.settle(&embedded);
+    charge.settle(&embedded, by.progress.all_taken());
     let embedded = embedded?;
 
-    if let Some(metrics) = app.metrics.model(&info.name) {
-        metrics.embed_requests.inc();
-    }
+    app.metrics.model(&info.name).embed_requests.inc();
     let timings = whole(embedded.iter().map(|e| &e.timings), by.arrived.elapsed());
     let embeddings = embedded
         .iter()
@@ -216,6 +225,7 @@ pub(super) async fn one(
 ) -> Result<Embedded, ApiError> {
     let n_tokens = input.tokens.len();
     let mut events = submit(backend, id, input, options, by)?;
+    by.progress.taken(n_tokens);
     let mut n_computed = 0;
     let mut computed = |until: usize| {
         // A part may be computed twice, after a pause, and is counted once.
@@ -226,10 +236,9 @@ pub(super) async fn one(
         match events.next().await {
             Some(Event::Embedded(embedded)) => {
                 computed(n_tokens);
-                if let Some(metrics) = app.metrics.model(&backend.info().name) {
-                    metrics.embed_inputs.inc();
-                    metrics.embed_input_tokens.observe(n_tokens as f64);
-                }
+                let metrics = app.metrics.model(&backend.info().name);
+                metrics.embed_inputs.inc();
+                metrics.embed_input_tokens.observe(n_tokens as f64);
                 return Ok(embedded);
             }
             Some(Event::Failed(error)) => return Err(error.into()),

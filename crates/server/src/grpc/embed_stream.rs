@@ -4,6 +4,7 @@
 //! taken.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use baichuan_engine::event::Usage;
@@ -20,7 +21,7 @@ use super::meta::{Meta, failure};
 use super::response::transport_error;
 use crate::app::App;
 use crate::calls::Call;
-use crate::error::{ApiError, Phase};
+use crate::error::{ApiError, Phase, Unavailable};
 use crate::identity::tenant::Tenant;
 use crate::telemetry::gen_ai::{Operation, Outcome};
 
@@ -32,6 +33,8 @@ struct Shared {
     tenant: Arc<Tenant>,
     /// Of the whole stream.
     deadline: Option<Instant>,
+    /// As the first message has them, and checked.
+    asked: v1::EmbedRequest,
     options: Options,
     /// Per input.
     time_limit: Option<Duration>,
@@ -65,8 +68,10 @@ pub(super) async fn embed_stream(
     let limit = meta
         .limit(app, None)
         .map(|limit| limit.saturating_sub(began.elapsed()));
-    let stream = start(app, &id, meta, limit, first, requests);
-    (id, stream)
+    match start(app, &id, meta, limit, first, requests) {
+        Ok((id, stream)) => (id, Ok(stream)),
+        Err(error) => (id, Err(error)),
+    }
 }
 
 fn start(
@@ -76,11 +81,19 @@ fn start(
     limit: Option<Duration>,
     mut first: v1::EmbedStreamRequest,
     requests: Streaming<v1::EmbedStreamRequest>,
-) -> Result<BoxStream<'static, Result<v1::EmbedStreamResponse, Status>>, ApiError> {
+) -> Result<
+    (
+        RequestId,
+        BoxStream<'static, Result<v1::EmbedStreamResponse, Status>>,
+    ),
+    ApiError,
+> {
     let options = first.options.take().unwrap_or_default();
-    let call = app.calls.begin(&meta.identity()?.owner, id.clone(), limit)?;
+    let call = meta.begin(app, id, &options.request_id, limit)?;
+    let id = &call.id.clone();
     let tenant = meta.identity()?.tenant.clone();
-    let backend = meta.backend(app, &options.model)?;
+    let model = meta.model(app, &options.model)?;
+    let (backend, leaving) = (model.loaded()?, model.leaving());
     let mut findings = Findings::default();
     let checked = embed::check_options(&options, backend.info(), &mut findings);
     findings.that(options.inputs.is_empty(), "inputs", || {
@@ -92,9 +105,7 @@ fn start(
         }
         findings.done()?;
     }
-    if let Some(metrics) = app.metrics.model(&backend.info().name) {
-        metrics.embed_requests.inc();
-    }
+    app.metrics.model(&backend.info().name).embed_requests.inc();
     let shared = Arc::new(Shared {
         app: app.clone(),
         id: id.clone(),
@@ -103,14 +114,32 @@ fn start(
         deadline: call.deadline,
         options: checked,
         time_limit: options.time_limit_ms.map(|ms| Duration::from_millis(ms.into())),
+        asked: options,
     });
 
     let in_flight = app.config.requests.embed_in_flight;
+    // When its model is unloaded no more inputs are read; those in work are answered, and then the stream ends.
+    let is_stopped = Arc::new(AtomicBool::new(false));
+    let unloading = {
+        let (is_stopped, name) = (Arc::clone(&is_stopped), shared.backend.info().name.clone());
+        async move {
+            let unloading = || Err(ApiError::Unavailable(Unavailable::Unloading(name)));
+            is_stopped.load(Ordering::Relaxed).then(unloading)
+        }
+    };
+    let stop = async move {
+        leaving.cancelled_owned().await;
+        is_stopped.store(true, Ordering::Relaxed);
+    };
+    let requests = requests.take_until(stop);
     let works = stream::once(async { Ok(first) }).chain(requests).map({
         let shared = shared.clone();
         move |request| answer(shared.clone(), request)
     });
-    let answers = works.buffer_unordered(in_flight).boxed();
+    let answers = works.buffer_unordered(in_flight);
+    let answers = answers
+        .chain(stream::once(unloading).filter_map(std::future::ready))
+        .boxed();
     let name = &shared.backend.info().name;
     let mut trace = operation::of_embed(meta.trace(), None, name, id, call.arrived);
     trace.admitted(Duration::ZERO);
@@ -121,7 +150,7 @@ fn start(
         shared,
         call,
     };
-    Ok(stream::unfold(Some(ongoing), next).boxed())
+    Ok((id.clone(), stream::unfold(Some(ongoing), next).boxed()))
 }
 
 type Answers = BoxStream<'static, Result<v1::EmbedStreamResponse, ApiError>>;
@@ -225,8 +254,9 @@ async fn embed_one(
     let arrived = Instant::now();
     let (app, options, info) = (&shared.app, shared.options, shared.backend.info());
     let mut findings = Findings::default();
-    findings.that(request.options.is_none(), "options", || {
-        "only the first message may have them".into()
+    let is_same = request.options.is_none_or(|options| options == shared.asked);
+    findings.that(is_same, "options", || {
+        "must be those of the stream's first message, or absent".into()
     });
     let prompt = embed::check_input(request.input, "input", info, &mut findings);
     findings.done()?;
@@ -264,7 +294,7 @@ async fn embed_one(
     };
     let charge = admission::charge(app, &by.tenant, 1, input.tokens.len())?;
     let embedded = one(app, &shared.backend, id, input, &options, &by).await;
-    charge.settle(&embedded);
+    charge.settle(&embedded, by.progress.all_taken());
     let embedded = embedded?;
     let embedding = options.encode(request.index, &embedded.values, embedded.tokens, truncated);
     Ok((embedding, embedded.tokens))

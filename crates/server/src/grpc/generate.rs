@@ -28,7 +28,7 @@ pub(super) struct Generation {
     tenant: Arc<Tenant>,
     _running: Arc<Running>,
     backend: Arc<dyn Backend>,
-    metrics: Option<Arc<ModelMetrics>>,
+    metrics: Arc<ModelMetrics>,
     trace: Operation,
     /// Absent when the call was interrupted before it was submitted.
     events: Option<EventStream>,
@@ -65,11 +65,9 @@ pub(super) async fn start(
     meta: &Meta,
     request: v1::GenerateRequest,
 ) -> Result<Generation, ApiError> {
-    let mut call = app.calls.begin(
-        &meta.identity()?.owner,
-        id.clone(),
-        meta.limit(app, request.time_limit_ms),
-    )?;
+    let limit = meta.limit(app, request.time_limit_ms);
+    let mut call = meta.begin(app, id, &request.request_id, limit)?;
+    let id = &call.id.clone();
     let tenant = meta.identity()?.tenant.clone();
     let running = meta.running(app)?;
     let backend = meta.backend(app, &request.model)?;
@@ -144,6 +142,8 @@ async fn submit(
             // One place of the context is for the first token generated.
             prompt::check_length(&tokens, &field, info.max_context.saturating_sub(1))?;
             let prompt_tokens = tokens.len();
+            let left = info.max_context.saturating_sub(prompt_tokens);
+            valid.stopping.check_left(&info.limits, n, left)?;
             let request = Request::Generate(Box::new(GenerateRequest {
                 id: id.clone(),
                 prompt: tokens,
@@ -158,7 +158,7 @@ async fn submit(
             }));
             let charge = admission::charge(app, tenant, 1, prompt_tokens)?;
             let submitted = backend.submit(request).map_err(ApiError::from);
-            charge.settle(&submitted);
+            charge.settle(&submitted, (0, 0));
             (Some(submitted?), None, prompt_tokens)
         }
     };
@@ -206,15 +206,21 @@ impl Generation {
             match news {
                 Err(interrupt) => self.interrupt(interrupt),
                 Ok(None) => self.ended = true,
-                Ok(Some(Event::Prompt(info))) => self.admitted(info),
-                Ok(Some(Event::Prefilled(part))) => self.prefilled(&part),
-                Ok(Some(Event::Delta(delta))) => self.grown(delta),
-                Ok(Some(Event::Finished(finished))) => self.finished(finished),
-                Ok(Some(Event::Failed(error))) => self.fail(error.into()),
-                Ok(Some(Event::Embedded(_))) => self.fail(ApiError::Internal {
-                    cause: "a backend answered a generation with an embedding".into(),
-                }),
+                Ok(Some(event)) => self.take(event),
             }
+        }
+    }
+
+    fn take(&mut self, event: Event) {
+        match event {
+            Event::Prompt(info) => self.admitted(info),
+            Event::Prefilled(part) => self.prefilled(&part),
+            Event::Delta(delta) => self.grown(delta),
+            Event::Finished(finished) => self.finished(finished),
+            Event::Failed(error) => self.fail(error.into()),
+            Event::Embedded(_) => self.fail(ApiError::Internal {
+                cause: "a backend answered a generation with an embedding".into(),
+            }),
         }
     }
 
@@ -228,10 +234,8 @@ impl Generation {
             seed: self.seed,
             prompt_logprobs: events::logprobs(info.prompt_logprobs.clone()),
         };
-        if let Some(metrics) = &self.metrics {
-            observe(&metrics.queue, info.queue);
-            metrics.prompt_tokens.observe(info.prompt_tokens as f64);
-        }
+        observe(&self.metrics.queue, info.queue);
+        self.metrics.prompt_tokens.observe(info.prompt_tokens as f64);
         self.trace.admitted(info.queue);
         self.prompt = Some(PromptInfo {
             prompt_logprobs: Vec::new(),
@@ -255,30 +259,33 @@ impl Generation {
         }
         self.first_token = Some(at);
         self.trace.first_token(at);
-        if let Some(metrics) = &self.metrics {
-            let to_first = at.saturating_duration_since(self.call.arrived);
-            observe_traced(&metrics.first_token, to_first, self.trace.call().exemplar());
+        let to_first = at.saturating_duration_since(self.call.arrived);
+        observe_traced(&self.metrics.first_token, to_first, self.trace.call().exemplar());
+    }
+
+    /// So many tokens were generated, told or not.
+    fn generated(&mut self, index: u32, n_new: usize) {
+        self.tenant.used_completion(n_new);
+        if let Some(completion) = self.completions.get_mut(index as usize) {
+            completion.n_tokens += n_new;
         }
     }
 
     fn grown(&mut self, delta: Delta) {
         let n_new = delta.token_ids.len();
-        self.tenant.used_completion(n_new);
+        self.generated(delta.index, n_new);
         self.n_told += n_new as u64;
         if self.first_token.is_none() {
             self.first_token(delta.at);
         }
         if let Some(completion) = self.completions.get_mut(delta.index as usize) {
-            completion.n_tokens += n_new;
-            if let Some(metrics) = &self.metrics {
-                // A message of several tokens stands for as many steps.
-                let (since, gaps) = match completion.last_token {
-                    Some(last) => (last, n_new),
-                    None => (self.first_token.unwrap_or(delta.at), n_new.saturating_sub(1)),
-                };
-                let gap = delta.at.saturating_duration_since(since) / clamp(gaps.max(1));
-                (0..gaps).for_each(|_| observe(&metrics.inter_token, gap));
-            }
+            // A message of several tokens stands for as many steps.
+            let (since, gaps) = match completion.last_token {
+                Some(last) => (last, n_new),
+                None => (self.first_token.unwrap_or(delta.at), n_new.saturating_sub(1)),
+            };
+            let gap = delta.at.saturating_duration_since(since) / clamp(gaps.max(1));
+            (0..gaps).for_each(|_| observe(&self.metrics.inter_token, gap));
             completion.first_token.get_or_insert(delta.at);
             completion.last_token = Some(delta.at);
         }
@@ -300,14 +307,15 @@ impl Generation {
 
     fn finished(&mut self, finished: Finished) {
         let n_tokens = finished.usage.completion_tokens;
-        if let Some(metrics) = &self.metrics {
-            let timings = &finished.timings;
-            observe_traced(&metrics.e2e, timings.total, self.trace.call().exemplar());
-            observe(&metrics.prefill, timings.prefill);
-            observe(&metrics.decode, timings.decode);
-            observe(&metrics.per_output_token, timings.time_per_output_token(n_tokens));
-            metrics.generation_tokens.observe(n_tokens as f64);
-        }
+        let timings = &finished.timings;
+        observe_traced(&self.metrics.e2e, timings.total, self.trace.call().exemplar());
+        observe(&self.metrics.prefill, timings.prefill);
+        observe(&self.metrics.decode, timings.decode);
+        observe(
+            &self.metrics.per_output_token,
+            timings.time_per_output_token(n_tokens),
+        );
+        self.metrics.generation_tokens.observe(n_tokens as f64);
         let end = End::Engine(finished.reason);
         self.end_completion(
             finished.index,
@@ -324,9 +332,7 @@ impl Generation {
         if let Some(completion) = self.completions.get_mut(index as usize) {
             completion.ended = Some(wire.label);
         }
-        if let Some(metrics) = &self.metrics {
-            metrics.ended(wire.label);
-        }
+        self.metrics.ended(wire.label);
         self.pending.push_back(Ok(WireEvent::Finish(v1::Finish {
             index,
             finish_reason: wire.reason.into(),
@@ -339,14 +345,18 @@ impl Generation {
     }
 
     fn interrupt(&mut self, interrupt: Interrupt) {
-        // Gone before the last messages are read: the engine frees what the request held.
-        self.events = None;
-        let phase = self.phase();
         let end = match interrupt {
             Interrupt::Deadline => End::TimeLimit,
             Interrupt::Aborted => End::Aborted,
             Interrupt::ServerEnds => return self.fail(ApiError::Unavailable(Unavailable::Ended)),
         };
+        // Before the last messages are read: the engine frees what the request held. What it did until now is told.
+        let unread = self.events.take().map(EventStream::cancel).unwrap_or_default();
+        unread.into_iter().for_each(|event| self.take(event));
+        if self.ended {
+            return;
+        }
+        let phase = self.phase();
         let usage_of_all = self.usage(self.completions.iter().map(|c| c.n_tokens).sum());
         for index in 0..self.completions.len() {
             let completion = self.completions[index].clone();
@@ -383,15 +393,25 @@ impl Generation {
 
     /// Ends it for a reason of its reader's.
     pub(super) fn end_with(&mut self, error: ApiError) -> ApiError {
-        self.events = None;
+        self.cancel();
         self.ended = true;
         self.pending.clear();
         self.failure = Some(error.kind());
         error
     }
 
+    /// Has the engine free what the request holds. What is not told any more was generated and counts.
+    fn cancel(&mut self) {
+        let unread = self.events.take().map(EventStream::cancel);
+        for event in unread.into_iter().flatten() {
+            if let Event::Delta(delta) = event {
+                self.generated(delta.index, delta.token_ids.len());
+            }
+        }
+    }
+
     fn fail(&mut self, error: ApiError) {
-        self.events = None;
+        self.cancel();
         self.ended = true;
         self.failure = Some(error.kind());
         self.pending.push_back(Err(error));
@@ -438,6 +458,7 @@ impl Generation {
 
 impl Drop for Generation {
     fn drop(&mut self) {
+        self.cancel();
         if !self.ended {
             self.app.metrics.cancelled(self.phase());
             self.failure = Some(Outcome::CANCELLED);

@@ -35,9 +35,11 @@ impl InferenceService for Inference {
         if resume::is_wanted(&self.0, &request) {
             let lifeline = lifeline.unwrap_or_default();
             let reader = resume::open(&self.0, &id, &meta, lifeline, request).await;
+            let id = reader.as_ref().map_or(id, |reader| reader.id().clone());
             return answer(&self.0, &id, reader.map(Reader::messages));
         }
         let started = generate::start(&self.0, &id, &meta, request).await;
+        let id = started.as_ref().map_or(id, |generation| generation.id().clone());
         answer(
             &self.0,
             &id,
@@ -66,9 +68,13 @@ impl InferenceService for Inference {
         let collected = async {
             let generation = generate::start(&self.0, &id, &meta, request).await;
             let max_bytes = self.0.config.grpc.max_encoding_message_bytes;
-            generate_unary::collect(generation.map_err(in_request)?, max_bytes).await
+            generate_unary::collect(generation?, max_bytes).await
         };
-        answer(&self.0, &id, collected.await)
+        let collected = collected.await.map_err(in_request);
+        let id = collected
+            .as_ref()
+            .map_or(id, |response| RequestId::new(response.request_id.as_str()));
+        answer(&self.0, &id, collected)
     }
 
     async fn embed(&self, request: Request<v1::EmbedRequest>) -> Result<Response<v1::EmbedResponse>, Status> {
@@ -124,7 +130,7 @@ fn messages(
     .boxed()
 }
 
-/// Violations in a request that lies in the field `request`.
+/// What is wrong with a request that lies in the field `request`.
 fn in_request(error: ApiError) -> ApiError {
     match error {
         ApiError::Invalid(mut violations) => {
@@ -133,6 +139,10 @@ fn in_request(error: ApiError) -> ApiError {
             }
             ApiError::Invalid(violations)
         }
+        ApiError::Unsupported { field, feature } => ApiError::Unsupported {
+            field: format!("request.{field}").into(),
+            feature,
+        },
         other => other,
     }
 }

@@ -10,7 +10,8 @@ use tonic::{Request, Response, Status};
 use super::admission;
 use super::status::{self, REQUEST_ID};
 use crate::app::App;
-use crate::error::{ApiError, Denied, Unproven};
+use crate::calls::{BeginError, Call};
+use crate::error::{ApiError, Denied, Unavailable, Unproven};
 use crate::identity::Identity;
 use crate::identity::tenant::Running;
 use crate::models::Model;
@@ -32,7 +33,7 @@ pub(super) struct Meta {
 }
 
 /// Whether `id` may name a request: 1 to 128 visible ASCII characters.
-pub(super) fn is_request_id(id: &str) -> bool {
+pub(crate) fn is_request_id(id: &str) -> bool {
     (1..=MAX_ID_BYTES).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_graphic())
 }
 
@@ -132,9 +133,51 @@ impl Meta {
             true => RequestId::new(own),
             false => self.id.clone(),
         };
+        self.named(&id);
+        id
+    }
+
+    /// Takes a call up under the name `id`, of which `own` is what its message says. `limit`: how long it may take.
+    ///
+    /// Who gives several calls the same `x-request-id`, as applications do that pass theirs on and meshes that hedge,
+    /// does not name requests by it: where a call runs under that name, another one gets a new name.
+    ///
+    /// # Errors
+    /// Nobody's call; the server drains; a running call has the name that the message gives.
+    pub(super) fn begin(
+        &self,
+        app: &App,
+        id: &RequestId,
+        own: &str,
+        limit: Option<Duration>,
+    ) -> Result<Call, ApiError> {
+        let owner = &self.identity()?.owner;
+        match app.calls.begin(owner, id.clone(), limit) {
+            Err(BeginError::Draining) => Err(ApiError::Unavailable(Unavailable::Draining)),
+            Err(BeginError::NameTaken) if is_request_id(own) => {
+                let message = format!("a request called {own:?} is running already");
+                Err(ApiError::invalid("request_id", message))
+            }
+            Err(BeginError::NameTaken) => {
+                let id = self.renamed();
+                let begun = app.calls.begin(owner, id, limit);
+                begun.map_err(|_| ApiError::Unavailable(Unavailable::Draining))
+            }
+            Ok(call) => Ok(call),
+        }
+    }
+
+    /// A new name for the call, known to its log lines and spans from here on.
+    fn renamed(&self) -> RequestId {
+        let id = new_request_id();
+        tracing::debug!(new = %id, "a call of this x-request-id is running: this one gets a name of its own");
+        self.named(&id);
+        id
+    }
+
+    fn named(&self, id: &RequestId) {
         tracing::Span::current().record("request_id", id.as_str());
         self.trace.named(id.as_str());
-        id
     }
 
     /// The call as traces see it.

@@ -89,7 +89,7 @@ pub(super) async fn open(
 ) -> Result<Reader, ApiError> {
     if app.config.requests.resume == Resume::Off {
         return Err(ApiError::Unsupported {
-            field: "resume_from_token",
+            field: "resume_from_token".into(),
             feature: "taking streams up again (requests.resume)".into(),
         });
     }
@@ -98,7 +98,15 @@ pub(super) async fn open(
     violations.or(())?;
     let identity = meta.identity()?;
     let name = (identity.owner.clone(), id.clone());
-    let contents = contents(&request);
+    // A prompt may be large.
+    let (contents, request) = match request.prompt.is_some() {
+        true => {
+            let account = identity.tenant.account();
+            let work = move || (contents(&request), request);
+            app.text.run(account, work).await?
+        }
+        false => (contents(&request), request),
+    };
     if let Some(token) = request.resume_from_token {
         if let Some(stream) = app.streams.find(&name) {
             if request.prompt.is_some() && contents != stream.contents {
@@ -118,6 +126,8 @@ pub(super) async fn open(
     }
     let place = app.streams.place(&identity.tenant)?;
     let generation = generate::start(app, id, meta, request).await?;
+    let id = &generation.id().clone();
+    let name = (identity.owner.clone(), id.clone());
     let stream = app.streams.keep(name.clone(), contents, place);
     let reader = Reader::new(app, id, stream.clone(), (0, 0), lifeline);
     let pump = Pump {

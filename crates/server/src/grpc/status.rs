@@ -107,7 +107,7 @@ pub(crate) fn status(error: &ApiError, id: &RequestId) -> Status {
             Code::PermissionDenied
         }
         ApiError::Unsupported { field, feature } => {
-            let metadata = [("field", (*field).to_owned()), ("feature", feature.clone())];
+            let metadata = [("field", field.to_string()), ("feature", feature.clone())];
             inform(&mut details, "UNSUPPORTED_FEATURE", metadata);
             Code::Unimplemented
         }
@@ -168,6 +168,7 @@ pub(crate) fn exhausted(reason: Exhausted) -> &'static str {
 pub(crate) fn unavailable(what: &Unavailable) -> (&'static str, Duration) {
     match what {
         Unavailable::Loading(_) => ("MODEL_LOADING", Duration::from_secs(1)),
+        Unavailable::Unloading(_) => ("MODEL_UNLOADING", Duration::from_secs(1)),
         Unavailable::Draining => ("DRAINING", Duration::from_secs(1)),
         Unavailable::Ended => ("SERVER_ENDED", Duration::from_secs(1)),
         Unavailable::EngineStopped => ("ENGINE_STOPPED", Duration::from_secs(5)),
@@ -297,6 +298,11 @@ mod tests {
                 Code::Unavailable,
                 "MODEL_LOADING",
             ),
+            (
+                unavailable(Unavailable::Unloading("m".into())),
+                Code::Unavailable,
+                "MODEL_UNLOADING",
+            ),
             (unavailable(Unavailable::Draining), Code::Unavailable, "DRAINING"),
             (unavailable(Unavailable::Ended), Code::Unavailable, "SERVER_ENDED"),
             (
@@ -327,7 +333,7 @@ mod tests {
             ),
             (
                 ApiError::Unsupported {
-                    field: "chat",
+                    field: "chat".into(),
                     feature: "chat".into(),
                 },
                 Code::Unimplemented,

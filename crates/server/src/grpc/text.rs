@@ -25,9 +25,7 @@ pub(super) async fn tokenize(
     request: v1::TokenizeRequest,
 ) -> Result<v1::TokenizeResponse, ApiError> {
     use v1::tokenize_request::Input;
-    let mut call = app
-        .calls
-        .begin(&meta.identity()?.owner, id.clone(), meta.limit(app, None))?;
+    let mut call = meta.begin(app, id, &request.request_id, meta.limit(app, None))?;
     let backend = meta.backend(app, &request.model)?;
     let info = backend.info();
     let mut findings = Findings::default();
@@ -86,9 +84,7 @@ pub(super) async fn detokenize(
     meta: &Meta,
     request: v1::DetokenizeRequest,
 ) -> Result<v1::DetokenizeResponse, ApiError> {
-    let mut call = app
-        .calls
-        .begin(&meta.identity()?.owner, id.clone(), meta.limit(app, None))?;
+    let mut call = meta.begin(app, id, &request.request_id, meta.limit(app, None))?;
     let backend = meta.backend(app, &request.model)?;
     let info = backend.info();
     let mut findings = Findings::default();
@@ -135,6 +131,6 @@ async fn worked<T: Send + 'static>(
         Ok(done) => done.flatten(),
         Err(interrupt) => Err(interrupted(interrupt, Phase::Queued, Usage::default())),
     };
-    charge.settle(&done);
+    charge.settle(&done, (0, 0));
     done
 }

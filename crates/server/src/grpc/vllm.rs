@@ -46,11 +46,14 @@ impl Facade {
         id: &RequestId,
         meta: &Meta,
         request: pb::GenerateRequest,
-    ) -> Result<Messages<pb::GenerateResponse>, ApiError> {
-        let (request, reply) = request::generate(request)?;
+    ) -> Result<(RequestId, Messages<pb::GenerateResponse>), ApiError> {
+        // One place of the context is for the first token generated.
+        let max_prompt = self.backend()?.info().max_context.saturating_sub(1);
+        let (request, reply) = request::generate(request, max_prompt)?;
         let generation = generate::start(&self.0, id, meta, request).await;
         let generation = generation.map_err(request::renamed)?;
-        Ok(messages(self.0.clone(), id.clone(), generation, reply))
+        let id = generation.id().clone();
+        Ok((id.clone(), messages(self.0.clone(), id, generation, reply)))
     }
 
     fn health(&self) -> Result<pb::HealthCheckResponse, ApiError> {
@@ -79,8 +82,20 @@ impl Facade {
             })
     }
 
-    fn model_info(&self) -> Result<pb::GetModelInfoResponse, ApiError> {
-        Ok(describe::model(self.backend()?.info(), self.checkpoint()?))
+    async fn model_info(&self, meta: &Meta) -> Result<pb::GetModelInfoResponse, ApiError> {
+        meta.model(&self.0, "")?;
+        let (backend, dir) = (self.backend()?, self.checkpoint()?);
+        // Absent where the checkpoint is one file.
+        let config = tokio::fs::read(dir.join("config.json")).await.unwrap_or_default();
+        Ok(describe::model(backend.info(), dir, &config))
+    }
+
+    /// What the default model's entry says of the type of keys and values, in the interface's own words.
+    fn kv_cache_dtype(&self) -> String {
+        let name = self.0.models.default_name();
+        let config = self.0.config.models.iter().find(|m| m.name == name);
+        let said = config.and_then(|m| m.cache_dtype);
+        said.map_or("auto", |dtype| dtype.name()).to_owned()
     }
 
     fn server_info(&self) -> Result<pb::GetServerInfoResponse, ApiError> {
@@ -92,6 +107,7 @@ impl Facade {
             active_requests: super::convert::clamp(app.calls.n_running()),
             is_paused: app.calls.is_draining(),
             uptime_seconds: app.started.elapsed().as_secs_f64(),
+            kv_cache_dtype: self.kv_cache_dtype(),
             ..describe::server(backend.info(), &stats)
         })
     }
@@ -112,7 +128,7 @@ impl Facade {
         let tenant = &meta.identity()?.tenant;
         let charge = admission::charge(&self.0, tenant, 1, 0)?;
         let pieces = self.1.get_or_try_init(|| self.packed(tenant)).await;
-        charge.settle(&pieces);
+        charge.settle(&pieces, (0, 0));
         let pieces = pieces?.clone();
         Ok(stream::iter(pieces).map(Ok).boxed())
     }
@@ -143,7 +159,10 @@ impl VllmEngine for Facade {
         let meta = Meta::of(&request);
         let request = request.into_inner();
         let id = meta.request_id(&request.request_id);
-        answer(&self.0, &id, self.generation(&id, &meta, request).await)
+        match self.generation(&id, &meta, request).await {
+            Ok((id, messages)) => answer(&self.0, &id, Ok(messages)),
+            Err(error) => answer(&self.0, &id, Err(error)),
+        }
     }
 
     async fn embed(&self, request: Request<pb::EmbedRequest>) -> Result<Response<pb::EmbedResponse>, Status> {
@@ -196,7 +215,7 @@ impl VllmEngine for Facade {
         request: Request<pb::GetModelInfoRequest>,
     ) -> Result<Response<pb::GetModelInfoResponse>, Status> {
         let meta = Meta::of(&request);
-        let info = meta.model(&self.0, "").and_then(|_| self.model_info());
+        let info = self.model_info(&meta).await;
         answer(&self.0, &meta.request_id(""), info)
     }
 
@@ -235,7 +254,7 @@ impl VllmEngine for Facade {
     ) -> Result<Response<Self::SubscribeKvEventsStream>, Status> {
         let id = Meta::of(&request).request_id("");
         let lacking = ApiError::Unsupported {
-            field: "SubscribeKvEvents",
+            field: "SubscribeKvEvents".into(),
             feature: "a prefix cache".into(),
         };
         answer(&self.0, &id, Err(lacking))
@@ -263,7 +282,7 @@ fn messages(
                         }
                         None => continue,
                     },
-                    Err(error) => Err(failure(&app, &id, &error)),
+                    Err(error) => Err(failure(&app, &id, &request::renamed(error))),
                 };
                 return Some((message, (app, id, generation, reply)));
             }

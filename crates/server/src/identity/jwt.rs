@@ -168,3 +168,26 @@ fn algorithm(algorithm: JwtAlgorithm) -> Algorithm {
         JwtAlgorithm::EdDSA => Algorithm::EdDSA,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_for_something_else_than_signatures_known_here_is_left_out() {
+        let x = "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo";
+        let of = |rest: &str| {
+            let key = |name: &str, rest: &str| {
+                format!(r#"{{"kty": "OKP", "crv": "Ed25519", "x": "{x}", "kid": "{name}"{rest}}}"#)
+            };
+            let set = format!(r#"{{"keys": [{}, {}]}}"#, key("good", ""), key("asked", rest));
+            let keys = keys(set.as_bytes()).unwrap();
+            keys.0
+                .into_iter()
+                .filter_map(|key| key.id)
+                .any(|id| id == "asked")
+        };
+        assert!(of("") && of(r#", "alg": "EdDSA""#) && of(r#", "use": "sig""#));
+        assert!(!of(r#", "alg": "RSA-OAEP""#) && !of(r#", "alg": "nobodys""#) && !of(r#", "use": "enc""#));
+    }
+}

@@ -32,14 +32,14 @@ pub(crate) async fn load_all(
     // The one call of this sets it.
     let _ = models.registry.set(registry.clone());
     for (model, config) in models.iter().zip(configs) {
-        let backend = load_blocking(config.clone(), registry.clone(), observer.clone()).await?;
+        let backend = load_blocking(config.clone(), registry.clone(), observer.clone(), ()).await?;
         // Each model is loaded once: the cell is empty.
         let _ = model.backend.set(backend);
     }
     Ok(())
 }
 
-/// Loads one model on a blocking thread.
+/// Loads one model on a blocking thread, which nothing stops: `held` is let go of when it has ended.
 ///
 /// # Errors
 /// Why it cannot be loaded.
@@ -47,11 +47,13 @@ pub(super) async fn load_blocking(
     config: ModelConfig,
     registry: Registry,
     observer: Arc<dyn LoadObserver>,
+    held: impl Send + 'static,
 ) -> Result<Arc<dyn Backend>, ServeError> {
     let started = Instant::now();
     let name = config.name.clone();
     tracing::info!(model = name, path = %config.path.display(), "loading");
     let outcome = tokio::task::spawn_blocking(move || {
+        let _held = held;
         let outcome = load_one(&config, &registry, observer.as_ref());
         observer.ended(&config.name);
         outcome

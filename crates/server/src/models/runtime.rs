@@ -11,6 +11,7 @@ use super::{Model, Models, watch};
 use crate::app::App;
 use crate::config::ModelConfig;
 use crate::error::{ApiError, Unavailable};
+use crate::server::ServeError;
 
 /// How often it is looked whether a model that was taken away is still in somebody's hands.
 const RELEASE_TICK: Duration = Duration::from_millis(10);
@@ -21,7 +22,7 @@ const RELEASE_TICK: Duration = Duration::from_millis(10);
 /// The name is taken, or the model cannot be loaded: then all is as before.
 pub(crate) async fn load(app: &Arc<App>, config: ModelConfig) -> Result<Arc<Model>, ApiError> {
     let models = &app.models;
-    let mut watchers = models.turn.lock().await;
+    let turn = Arc::new(models.turn.clone().lock_owned().await);
     let Some(registry) = models.registry.get().cloned() else {
         return Err(ApiError::Unavailable(Unavailable::Loading(
             models.default.clone(),
@@ -39,12 +40,17 @@ pub(crate) async fn load(app: &Arc<App>, config: ModelConfig) -> Result<Arc<Mode
         model: &model,
     };
     let on_failure = config.engine.on_failure;
-    let loaded = load_blocking(config, registry, Arc::new(Unobserved)).await;
-    let backend = loaded.map_err(|e| ApiError::invalid("config", e.to_string()))?;
+    // What loads goes on when the caller goes, and keeps its turn until then: never two at once.
+    let loaded = load_blocking(config, registry, Arc::new(Unobserved), turn.clone()).await;
+    let backend = loaded.map_err(|error| match error {
+        ServeError::LoadPanicked { .. } => ApiError::Internal {
+            cause: error.to_string(),
+        },
+        _ => ApiError::invalid("config", error.to_string()),
+    })?;
     let _ = model.backend.set(backend); // nobody else sets it
     drop(listed);
-    watchers.spawn(watch(Arc::downgrade(app), Arc::downgrade(&model), on_failure));
-    while watchers.try_join_next().is_some() {}
+    models.watch(watch(Arc::downgrade(app), Arc::downgrade(&model), on_failure));
     app.refresh_health().await;
     Ok(model)
 }
@@ -59,19 +65,23 @@ pub(crate) async fn unload(app: &Arc<App>, name: &str) -> Result<(), ApiError> {
     if name.is_empty() || name == models.default {
         return Err(ApiError::invalid("model", "the default model cannot be unloaded"));
     }
-    let backend = models.backend(name)?;
+    let model = models.find(name)?;
+    let backend = model.loaded()?;
     models.change(|served| served.retain(|m| m.name != name));
+    // Streams of inputs take no more of them.
+    model.leaving.cancel();
+    drop(model);
     app.refresh_health().await;
     drop(turn);
     tracing::info!(model = name, "unloading");
     // On a thread of its own, to the end, even if the caller goes: engines are joined as they are dropped.
     let handle = Handle::current();
     let unloaded = tokio::task::spawn_blocking(move || {
-        handle.block_on(backend.drain());
-        // Whoever has just read a last message still holds it.
+        // A call that holds it may submit more; the last one to let go of it has ended.
         while Arc::strong_count(&backend) > 1 {
             std::thread::sleep(RELEASE_TICK);
         }
+        handle.block_on(backend.drain());
         drop(backend);
     });
     unloaded.await.map_err(|e| ApiError::Internal {
@@ -82,6 +92,13 @@ pub(crate) async fn unload(app: &Arc<App>, name: &str) -> Result<(), ApiError> {
 }
 
 impl Models {
+    /// Has a watcher of a model that came later run as long as it does.
+    fn watch(&self, watcher: impl Future<Output = ()> + Send + 'static) {
+        let mut watchers = self.watchers.lock().unwrap_or_else(PoisonError::into_inner);
+        watchers.spawn(watcher);
+        while watchers.try_join_next().is_some() {}
+    }
+
     fn change(&self, edit: impl FnOnce(&mut Vec<Arc<Model>>)) {
         let mut served = self.served.write().unwrap_or_else(PoisonError::into_inner);
         edit(Arc::make_mut(&mut served));

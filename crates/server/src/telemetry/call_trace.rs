@@ -14,6 +14,10 @@ use tonic::Code;
 
 use super::otlp::{Otlp, instruments};
 use super::semconv;
+use crate::grpc::is_request_id;
+
+/// Metadata that names the work that a call is a part of.
+const CORRELATION_ID: &str = "x-correlation-id";
 
 /// A call as traces see it. Clones are the same call.
 #[derive(Clone, Debug, Default)]
@@ -21,6 +25,8 @@ pub(crate) struct CallTrace {
     /// The caller's context with the call's span in it, as far as there are any.
     pub(super) context: Context,
     pub(super) otlp: Arc<Otlp>,
+    /// What its caller calls the work that it is a part of.
+    correlation_id: Option<Arc<str>>,
 }
 
 /// What an exemplar says: where to find the call behind a measurement.
@@ -33,18 +39,22 @@ pub(crate) struct TraceLabels {
 impl CallTrace {
     /// A call begins. `method` is its `package.Service/Method`, absent for calls that get no span.
     pub(crate) fn begin(otlp: &Arc<Otlp>, method: Option<&'static str>, headers: &HeaderMap) -> Self {
+        let correlation_id = correlation_id(headers);
         let headers = Headers(headers);
         let caller = TraceContextPropagator::new().extract_with_context(&Context::new(), &headers);
         let (Some(tracer), Some(method)) = (&otlp.tracer, method) else {
             return Self {
                 context: caller,
                 otlp: otlp.clone(),
+                correlation_id,
             };
         };
         let mut attributes = vec![
             KeyValue::new(semconv::RPC_SYSTEM_NAME, semconv::GRPC),
             KeyValue::new(semconv::RPC_METHOD, method),
         ];
+        let correlation = correlation_id.as_deref();
+        attributes.extend(correlation.map(|id| KeyValue::new(semconv::CORRELATION_ID, id.to_owned())));
         if !otlp.baggage_attributes.is_empty() {
             let baggage = BaggagePropagator::new().extract_with_context(&Context::new(), &headers);
             for name in &otlp.baggage_attributes {
@@ -62,6 +72,7 @@ impl CallTrace {
         Self {
             context: caller.with_span(span),
             otlp: otlp.clone(),
+            correlation_id,
         }
     }
 
@@ -130,7 +141,16 @@ impl CallTrace {
     pub(crate) fn log_span(&self) -> tracing::Span {
         use tracing::field::Empty;
         // At the highest level: whatever is logged of the call is logged with its names.
-        let span = tracing::error_span!("call", request_id = Empty, trace_id = Empty, span_id = Empty);
+        let span = tracing::error_span!(
+            "call",
+            request_id = Empty,
+            correlation_id = Empty,
+            trace_id = Empty,
+            span_id = Empty
+        );
+        if let Some(id) = &self.correlation_id {
+            span.record("correlation_id", &**id);
+        }
         if let Some(ids) = self.ids() {
             span.record("trace_id", ids.trace_id().to_string());
             // The caller's own span is no place of ours.
@@ -140,6 +160,12 @@ impl CallTrace {
         }
         span
     }
+}
+
+/// What the metadata says of the work that a call is a part of, where that may be a name.
+fn correlation_id(headers: &HeaderMap) -> Option<Arc<str>> {
+    let id = headers.get(CORRELATION_ID)?.to_str().ok()?;
+    is_request_id(id).then(|| id.into())
 }
 
 /// Whether a code tells of the server's fault and not of the caller's, as the convention for servers has it.
@@ -209,6 +235,18 @@ mod tests {
         assert_eq!(call.ids().unwrap().trace_id().to_string(), TRACE);
         assert_eq!(call.exemplar().unwrap().trace_id, TRACE);
         assert!(!call.is_recorded());
+    }
+
+    #[test]
+    fn the_work_that_a_call_is_a_part_of_is_known_where_it_has_a_good_name() {
+        let said = |id: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(CORRELATION_ID, id.parse().unwrap());
+            CallTrace::begin(&Arc::default(), Some("a.B/C"), &headers).correlation_id
+        };
+        assert_eq!(said("order-7").as_deref(), Some("order-7"));
+        assert_eq!(said("two words"), None);
+        assert_eq!(said(&"x".repeat(129)), None);
     }
 
     #[test]

@@ -371,14 +371,14 @@ impl Metrics {
     }
 
     /// Of a served model.
-    pub(crate) fn model(&self, name: &str) -> Option<Arc<ModelMetrics>> {
+    pub(crate) fn model(&self, name: &str) -> Arc<ModelMetrics> {
         let mut models = self.models.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(metrics) = models.get(name) {
-            return Some(metrics.clone());
+            return metrics.clone();
         }
         let metrics = Arc::new((self.of_model)(name));
         models.insert(name.to_owned(), metrics.clone());
-        Some(metrics)
+        metrics
     }
 
     /// A call ended with an error.

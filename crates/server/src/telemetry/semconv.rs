@@ -62,6 +62,8 @@ pub(crate) const OUTPUT_MESSAGES: &str = "gen_ai.output.messages";
 
 /// The request's name, on the call's span.
 pub(crate) const REQUEST_ID: &str = "baichuan.request_id";
+/// What its caller calls the work that a call is a part of, on the call's span.
+pub(crate) const CORRELATION_ID: &str = "baichuan.correlation_id";
 /// Inputs of an embedding.
 pub(crate) const INPUTS: &str = "baichuan.embed.inputs";
 /// Position of a prefill chunk's first token.

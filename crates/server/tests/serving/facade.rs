@@ -218,6 +218,7 @@ async fn a_worker_tells_what_a_router_asks_when_it_takes_it_up() {
         (info.max_num_seqs, info.data_parallel_size, info.is_paused),
         (3, 1, false)
     );
+    assert_eq!(info.kv_cache_dtype, "auto");
     let loads = facade
         .get_loads(pb::GetLoadsRequest::default())
         .await
@@ -371,4 +372,22 @@ async fn the_facade_is_not_there_unless_it_is_turned_on() {
     let mut facade = facade(&server).await;
     let refused = facade.health_check(pb::HealthCheckRequest {}).await.unwrap_err();
     assert_eq!(refused.code(), Code::Unimplemented);
+}
+
+#[tokio::test]
+async fn the_probabilities_of_a_prompt_that_was_cut_begin_at_its_first_token_left() {
+    let server = TestServer::start(ON).await;
+    let mut facade = facade(&server).await;
+    for (keep, left) in [(Some(4), "long"), (Some(-1), "is long"), (None, "is long")] {
+        let mut request = request("is long", 1);
+        let params = request.sampling_params.as_mut().unwrap();
+        (params.prompt_logprobs, params.truncate_prompt_tokens) = (Some(0), keep);
+        let messages = messages(&mut facade, request).await.unwrap();
+        let of_prompt = messages.iter().find_map(|message| match message {
+            Response::Chunk(chunk) => chunk.input_logprobs.as_ref(),
+            Response::Complete(end) => end.input_logprobs.as_ref(),
+        });
+        let ids: Vec<u32> = left.bytes().map(u32::from).collect();
+        assert_eq!(of_prompt.unwrap().token_ids, ids, "{keep:?}");
+    }
 }

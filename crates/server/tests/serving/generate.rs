@@ -244,11 +244,15 @@ async fn chat_without_a_template_is_unimplemented() {
         prompt: Some(prompt::chat([prompt::message("user", "hi")])),
         ..Default::default()
     };
-    let refused = refusal(server.client.generate(request).await);
-    assert_eq!(
-        (refused.code, refused.reason.as_deref()),
-        (Code::Unimplemented, Some("UNSUPPORTED_FEATURE"))
-    );
+    let streamed = refusal(server.client.generate(request.clone()).await);
+    let unary = refusal(server.client.generate_unary(request).await);
+    for (refused, field) in [(streamed, "chat"), (unary, "request.chat")] {
+        assert_eq!(
+            (refused.code, refused.reason.as_deref()),
+            (Code::Unimplemented, Some("UNSUPPORTED_FEATURE"))
+        );
+        assert_eq!(refused.metadata["field"], field);
+    }
 }
 
 #[tokio::test]

@@ -132,7 +132,7 @@ pub(in crate::grpc) fn of_chat(
 ) -> Result<Option<Prompt>, ApiError> {
     let Some(template) = info.chat_template.clone() else {
         return Err(ApiError::Unsupported {
-            field: "chat",
+            field: "chat".into(),
             feature: "chat".into(),
         });
     };

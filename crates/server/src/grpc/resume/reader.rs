@@ -52,6 +52,11 @@ impl Reader {
         }
     }
 
+    /// Its stream's name.
+    pub(in crate::grpc) fn id(&self) -> &RequestId {
+        &self.id
+    }
+
     /// Its messages, as a method answers them.
     pub(in crate::grpc) fn messages(self) -> BoxStream<'static, Result<v1::GenerateResponse, Status>> {
         stream::unfold(self, async |mut reader| {

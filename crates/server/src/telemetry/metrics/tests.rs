@@ -21,7 +21,7 @@ fn the_cost_of_a_token_is_far_below_the_time_it_takes() {
     let streams = Arc::new(Streams::new(&RequestsConfig::default()));
     let exports = ExportCounts::default();
     let metrics = Metrics::new(&models, state, tenants, None, streams, &exports);
-    let model = metrics.model("m").unwrap();
+    let model = metrics.model("m");
     let started = Instant::now();
     for token in 0..TOKENS {
         let gap = Duration::from_micros(u64::from(200 + 37 * (token % STREAMS)));

@@ -220,7 +220,7 @@ fn chat_without_a_template_is_not_supported() {
     });
     let error = check(chatting(chat(&[("user", "hi")])), &info, 0).err().unwrap();
     assert!(
-        matches!(error, ApiError::Unsupported { field: "chat", .. }),
+        matches!(&error, ApiError::Unsupported { field, .. } if field == "chat"),
         "{error:?}"
     );
 }

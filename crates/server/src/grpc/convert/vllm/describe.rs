@@ -12,20 +12,21 @@ use serde_json::{Map, Number, Value};
 use crate::error::ApiError;
 use crate::grpc::convert::clamp;
 
-/// The model of the checkpoint in `dir`.
-pub(in crate::grpc) fn model(info: &BackendInfo, dir: &Path) -> pb::GetModelInfoResponse {
+/// The model of the checkpoint in `dir`, whose `config.json` holds `config`.
+pub(in crate::grpc) fn model(info: &BackendInfo, dir: &Path, config: &[u8]) -> pb::GetModelInfoResponse {
+    let config: Value = serde_json::from_slice(config).unwrap_or_default();
     // Whole, or a router could take a relative one for a name in a hub.
     let dir = std::path::absolute(dir).unwrap_or_else(|_| dir.to_owned());
     let path = dir.display().to_string();
     pb::GetModelInfoResponse {
         model_path: path.clone(),
-        is_generation: true,
+        is_generation: info.generates,
         max_context_length: clamp(info.max_context),
         vocab_size: clamp(info.vocab_size),
         supports_vision: false,
         served_model_name: info.name.clone(),
         tokenizer_path: path,
-        model_type: String::new(),
+        model_type: config["model_type"].as_str().unwrap_or_default().to_owned(),
         architectures: vec![info.architecture.clone()],
         eos_token_ids: info.eos_token_ids.iter().map(|id| id.cast_signed()).collect(),
         pad_token_id: info.pad_token_id.unwrap_or(0).cast_signed(),

@@ -1,22 +1,33 @@
 //! The routers' requests as `baichuan.v1` has them; bounds are checked there, absences here.
 
-use baichuan_engine::Violation;
 use baichuan_proto::v1;
 use baichuan_proto::vllm::grpc::engine as pb;
 
 use super::reply::Reply;
 use crate::error::ApiError;
-use crate::grpc::convert::Findings;
+use crate::grpc::convert::{Findings, clamp};
 
 /// A generation's request, and what will make its replies.
+///
+/// `max_prompt`: tokens of the longest prompt that the model takes.
 pub(in crate::grpc) fn generate(
     request: pb::GenerateRequest,
+    max_prompt: usize,
 ) -> Result<(v1::GenerateRequest, Reply), ApiError> {
     refuse_lacking(&request)?;
     let mut findings = Findings::default();
     let params = request.sampling_params.unwrap_or_default();
+    let truncate = match params.truncate_prompt_tokens {
+        // As many as the model takes.
+        Some(-1) => Some(clamp(max_prompt)),
+        asked => unsigned("sampling_params.truncate_prompt_tokens", asked, &mut findings),
+    };
     let first_token = match &request.input {
-        Some(pb::generate_request::Input::Tokenized(ids)) => ids.input_ids.first().copied(),
+        Some(pb::generate_request::Input::Tokenized(ids)) => {
+            let ids = &ids.input_ids;
+            let n_cut = truncate.map_or(0, |keep| ids.len().saturating_sub(keep as usize));
+            ids.get(n_cut).copied()
+        }
         _ => None,
     };
     findings.that(
@@ -25,10 +36,6 @@ pub(in crate::grpc) fn generate(
         || "needs a prompt in tokenized".into(),
     );
     let reply = Reply::new(request.stream, params.prompt_logprobs.and(first_token));
-    let truncate = match params.truncate_prompt_tokens {
-        None | Some(-1) => None,
-        asked => unsigned("sampling_params.truncate_prompt_tokens", asked, &mut findings),
-    };
     let output = v1::OutputOptions {
         logprobs: unsigned("sampling_params.logprobs", params.logprobs, &mut findings),
         prompt_logprobs: unsigned(
@@ -120,18 +127,27 @@ pub(in crate::grpc) fn check_rank(field: &str, rank: Option<i32>) -> Result<(), 
     }
 }
 
-/// Violations of an own request under the names that its sender knows.
+/// What is wrong with an own request under the names that its sender knows.
 pub(in crate::grpc) fn renamed(error: ApiError) -> ApiError {
     match error {
         ApiError::Invalid(mut violations) => {
-            violations.listed_mut().iter_mut().for_each(rename);
+            let fields = violations.listed_mut().iter_mut();
+            fields.for_each(|violation| rename(&mut violation.field));
             ApiError::Invalid(violations)
+        }
+        ApiError::Unsupported { field, feature } => {
+            let mut field = field.into_owned();
+            rename(&mut field);
+            ApiError::Unsupported {
+                field: field.into(),
+                feature,
+            }
         }
         other => other,
     }
 }
 
-fn rename(violation: &mut Violation) {
+fn rename(field: &mut String) {
     const NAMES: [(&str, &str); 9] = [
         ("structured_output.choice.texts", "sampling_params.choice.choices"),
         ("structured_output.", "sampling_params."),
@@ -144,8 +160,8 @@ fn rename(violation: &mut Violation) {
         ("prompt", "input"),
     ];
     for (own, theirs) in NAMES {
-        if let Some(rest) = violation.field.strip_prefix(own) {
-            violation.field = format!("{theirs}{rest}");
+        if let Some(rest) = field.strip_prefix(own) {
+            *field = format!("{theirs}{rest}");
             return;
         }
     }
@@ -153,9 +169,9 @@ fn rename(violation: &mut Violation) {
 
 /// What no backend here can do.
 fn refuse_lacking(request: &pb::GenerateRequest) -> Result<(), ApiError> {
-    let lacking = |field, feature: &str| {
+    let lacking = |field: &'static str, feature: &str| {
         Err(ApiError::Unsupported {
-            field,
+            field: field.into(),
             feature: feature.into(),
         })
     };

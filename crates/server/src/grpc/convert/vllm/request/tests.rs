@@ -18,7 +18,7 @@ fn of(params: pb::SamplingParams) -> pb::GenerateRequest {
 }
 
 fn own(request: pb::GenerateRequest) -> v1::GenerateRequest {
-    generate(request).map(|(own, _)| own).unwrap()
+    generate(request, 99).map(|(own, _)| own).unwrap()
 }
 
 #[test]
@@ -173,7 +173,7 @@ fn what_is_lacking_is_refused_by_name() {
             "sampling_params.structural_tag",
         ),
     ] {
-        match generate(request).map(|(own, _)| own) {
+        match generate(request, 99).map(|(own, _)| own) {
             Err(ApiError::Unsupported { field, .. }) => assert_eq!(field, name),
             other => panic!("{name}: {other:?}"),
         }
@@ -263,7 +263,7 @@ fn a_bad_value_is_blamed_on_its_field() {
             "data_parallel_rank",
         ),
     ] {
-        match generate(request).map(|(own, _)| own) {
+        match generate(request, 99).map(|(own, _)| own) {
             Err(ApiError::Invalid(violations)) => assert_eq!(violations.listed()[0].field, name),
             other => panic!("{name}: {other:?}"),
         }
@@ -292,5 +292,28 @@ fn violations_are_named_as_their_sender_knows_the_fields() {
             panic!("another kind of error");
         };
         assert_eq!(violations.listed()[0].field, theirs);
+    }
+}
+
+#[test]
+fn a_prompt_may_be_cut_to_as_many_tokens_as_the_model_takes() {
+    for (asked, expected) in [(None, None), (Some(-1), Some(99)), (Some(5), Some(5))] {
+        let request = own(of(pb::SamplingParams {
+            truncate_prompt_tokens: asked,
+            ..pb::SamplingParams::default()
+        }));
+        assert_eq!(request.truncate_prompt_tokens, expected, "{asked:?}");
+    }
+}
+
+#[test]
+fn what_the_model_lacks_has_the_name_that_the_router_knows() {
+    let error = renamed(ApiError::Unsupported {
+        field: "output.prompt_logprobs".into(),
+        feature: "it".into(),
+    });
+    match error {
+        ApiError::Unsupported { field, .. } => assert_eq!(field, "sampling_params.prompt_logprobs"),
+        other => panic!("{other:?}"),
     }
 }
