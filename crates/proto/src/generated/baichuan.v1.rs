@@ -360,7 +360,8 @@ pub struct Finish {
     /// How often this completion was paused to make room and recomputed.
     #[prost(uint32, tag = "8")]
     pub preemptions: u32,
-    /// Weights digest, quantisation and build: equal fingerprints and seeds give equal answers.
+    /// Digest of weights, configuration and device, quantisation and build. On processors equal fingerprints, seeds and prompts
+    /// give equal answers; on GPUs sums are rounded by what shares a step.
     #[prost(string, tag = "9")]
     pub system_fingerprint: ::prost::alloc::string::String,
     #[prost(oneof = "finish::Matched", tags = "3, 4, 5")]
