@@ -211,19 +211,22 @@ impl EventSink {
 
     /// Hands over an event. A reader that fell too far behind is cut off with [`RequestError::SlowClient`].
     pub fn send(&self, event: Event) -> Result<(), Closed> {
-        self.try_send(event).map_err(|_| Closed)
+        match self.try_send(event) {
+            None => Ok(()),
+            Some(_) => Err(Closed),
+        }
     }
 
     /// Gives the event back where nobody takes it.
-    fn try_send(&self, event: Event) -> Result<(), Event> {
+    fn try_send(&self, event: Event) -> Option<Event> {
         match self.events.try_send(event) {
-            Ok(()) => Ok(()),
-            Err(mpsc::error::TrySendError::Closed(event)) => Err(event),
+            Ok(()) => None,
+            Err(mpsc::error::TrySendError::Closed(event)) => Some(event),
             Err(mpsc::error::TrySendError::Full(event)) => {
                 self.set_failure(RequestError::SlowClient {
                     pending: self.events.max_capacity(),
                 });
-                Err(event)
+                Some(event)
             }
         }
     }
@@ -246,12 +249,15 @@ impl EventSink {
             untold.push(delta);
             return Ok(());
         }
-        self.try_send(Event::Delta(delta)).map_err(|event| {
-            if let Event::Delta(delta) = event {
-                untold.push(delta);
+        match self.try_send(Event::Delta(delta)) {
+            None => Ok(()),
+            Some(event) => {
+                if let Event::Delta(delta) = event {
+                    untold.push(delta);
+                }
+                Err(Closed)
             }
-            Closed
-        })
+        }
     }
 
     /// Hands over an event that may be missed: where there is no room for it, it is forgotten.
