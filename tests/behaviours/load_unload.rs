@@ -343,11 +343,12 @@ async fn a_load_whose_caller_has_gone_keeps_its_turn_until_it_has_ended() {
         r#"{"architectures": ["SlowForCausalLM"]}"#,
     )
     .unwrap();
-    let load = async |name: &str| {
-        let (operator, entry) = (server.operator().await, entry(name, dir.path()));
+    let operator = server.operator().await;
+    let load = |name: &str| {
+        let (operator, entry) = (operator.clone(), entry(name, dir.path()));
         tokio::spawn(async move { operator.load_model(entry).await })
     };
-    let first = load("first").await;
+    let first = load("first");
     until_models(&server.client, 2).await;
     let begun = async {
         while slow.loading.load(Ordering::SeqCst) == 0 {
@@ -357,7 +358,7 @@ async fn a_load_whose_caller_has_gone_keeps_its_turn_until_it_has_ended() {
     within("the first load", begun).await;
     first.abort();
     until_models(&server.client, 1).await;
-    let second = load("second").await;
+    let second = load("second");
     // Time in which it could begin.
     for _ in 0..30 {
         server.client.models().await.unwrap();
@@ -371,7 +372,7 @@ async fn a_load_whose_caller_has_gone_keeps_its_turn_until_it_has_ended() {
     );
     assert_eq!(slow.most_at_once.load(Ordering::SeqCst), 1);
 
-    let panicked = load("panics").await.await.unwrap();
+    let panicked = load("panics").await.unwrap();
     assert_eq!(panicked.unwrap_err().code(), Some(Code::Internal));
     drop(opens);
     server.stop().await;
