@@ -179,8 +179,8 @@ const GENERATE: &[(&str, Change, &str)] = &[
         "output.stream_interval",
     ),
     (
-        "stream_interval 257",
-        |r| output(r).stream_interval = Some(257),
+        "stream_interval 4097",
+        |r| output(r).stream_interval = Some(4097),
         "output.stream_interval",
     ),
     (

@@ -20,7 +20,7 @@ pub use stopping::{StoppingOptions, StoppingParams};
 pub const MAX_LOGPROBS: u32 = 20;
 
 /// Most tokens that wait for each other to be told together.
-pub const MAX_STREAM_INTERVAL: u32 = 256;
+pub const MAX_STREAM_INTERVAL: u32 = 4096;
 
 /// What a backend is asked to do.
 #[derive(Clone, Debug)]

@@ -84,7 +84,7 @@ pub struct OutputOptions {
     /// Leave special tokens out of the text. Default true.
     #[prost(bool, optional, tag = "5")]
     pub skip_special_tokens: ::core::option::Option<bool>,
-    /// Tokens per stream message, 1 to 256. Default 1. The last message of a completion may have fewer, however it ends.
+    /// Tokens per stream message, 1 to 4096. Default 1. The last message of a completion may have fewer, however it ends.
     #[prost(uint32, optional, tag = "6")]
     pub stream_interval: ::core::option::Option<u32>,
 }
