@@ -51,7 +51,6 @@ HF_HUB_OFFLINE=1 "$venv/bin/smg" launch --host 127.0.0.1 --port "$port" \
     --health-check-interval-secs 1 --health-failure-threshold 1 --log-level warn "$@" &
 pids+=($!)
 
-# Whichever ends first ends all.
+# Whichever ends first ends all. Ctrl-C reaches servers too: it ends with 130, or with a server's 0 where that was seen first.
 wait -n && status=0 || status=$?
-# A command more, before which bash looks whether it was interrupted itself.
 exit "$status"

@@ -44,7 +44,8 @@ def test_it_brings_up_smg_and_two_servers_and_takes_them_down():
     finally:
         os.killpg(process.pid, signal.SIGINT)
         process.wait(timeout=60)
-    assert process.returncode == 130
+    # The script's own end, or that of a server which was interrupted as well and seen to end first.
+    assert process.returncode in (130, 0)
     for number in (port, port + 101, port + 102):
         with contextlib.suppress(OSError):
             raise AssertionError(f"port {number} still answers: {page(f'http://127.0.0.1:{number}/')}")
