@@ -18,6 +18,7 @@ mod few;
 mod graph;
 mod memory;
 mod modules;
+mod narrow;
 mod product;
 mod quantized;
 mod rows;

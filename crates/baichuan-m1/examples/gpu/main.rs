@@ -1,5 +1,5 @@
 //! Checks and measures the model on a GPU: `gpu golden DIR`, `gpu range`, `gpu sample [VOCABULARY…]`, `gpu agree`,
-//! `gpu agree-full`, `gpu mixed`, `gpu quant [ROWS…]`; `gpu all DIR` for all of these but `agree-full`;
+//! `gpu agree-full`, `gpu mixed`, `gpu products`, `gpu quant [ROWS…]`; `gpu all DIR` for all of these but `agree-full`;
 //! `gpu speed [--dtype bf16|f16] [--isq FORMAT] [ROW…]`.
 //!
 //! Needs no checkpoint but the golden ones of `tests/golden`: larger weights are drawn on the device. Exits with an
@@ -8,6 +8,7 @@
 mod agree;
 mod golden;
 mod mixed;
+mod products;
 mod quant;
 mod range;
 mod sample;
@@ -35,8 +36,10 @@ fn main() -> Outcome {
         ["agree-full"] => agree::full(),
         ["mixed"] => mixed::check(),
         ["quant", rows @ ..] => quant::check(rows),
+        ["products"] => products::check(),
         ["all", dir] => {
             range::check()?;
+            products::check()?;
             quant::check(&[])?;
             golden::check(dir.as_ref())?;
             agree::small()?;
@@ -57,7 +60,7 @@ fn main() -> Outcome {
     }
 }
 
-const USAGE: &str = "usage: gpu golden DIR | range | sample [VOCABULARY…] | agree | agree-full | mixed | quant [ROWS…] | \
+const USAGE: &str = "usage: gpu golden DIR | range | sample [VOCABULARY…] | agree | agree-full | mixed | products | quant [ROWS…] | \
     all DIR | speed [--dtype bf16|f16] [--isq FORMAT] [ROW…]";
 
 /// A line on standard output, at once.

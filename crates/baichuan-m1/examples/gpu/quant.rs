@@ -25,7 +25,7 @@ pub(crate) fn format(name: &str) -> Outcome<QuantFormat> {
 }
 
 /// Types of activations.
-const ELEMENTS: [ElementType; 2] = [ElementType::Bf16, ElementType::F16];
+pub(crate) const ELEMENTS: [ElementType; 2] = [ElementType::Bf16, ElementType::F16];
 
 /// Every format and type, for few rows and many, or as many as named: within rounding of the dequantised weights' product.
 pub(crate) fn check(rows: &[&str]) -> Outcome {
@@ -192,7 +192,7 @@ impl Checked {
         let product = self.product();
         // What the device multiplies with.
         let rounds = self.format == QuantFormat::Fp8
-            && n_rows > 32
+            && n_rows > 16
             && n_rows.is_multiple_of(16)
             && n_out.is_multiple_of(16);
         let plain = from_bits(self.element, x);
@@ -244,14 +244,7 @@ impl Checked {
         let next = (&plain_next, n_rows);
         device.multiply_swiglu(&halves, x_rows, both.all(), act.all(), next)?;
         let act = from_bits(self.element, act.all().download(device, n_rows * n_out / 2)?);
-        let swiglu: Vec<f64> = expected
-            .chunks(n_out)
-            .flat_map(|row| {
-                let (gates, ups) = row.split_at(n_out / 2);
-                gates.iter().zip(ups).map(|(g, u)| g / (1.0 + (-g).exp()) * u)
-            })
-            .collect();
-        let swiglu = error(&swiglu, &act);
+        let swiglu = error(&swiglu(&expected, n_out), &act);
         let whole = if rounds {
             format!(
                 "; activations' rounding {:.1e}",
@@ -271,16 +264,30 @@ impl Checked {
     }
 
     fn multiply(&self, x: &[f32]) -> Vec<f64> {
-        let n_in = self.shape.1;
-        let dot = |w: &[f32], x: &[f32]| w.iter().zip(x).map(|(w, x)| f64::from(*w) * f64::from(*x)).sum();
-        x.chunks(n_in)
-            .flat_map(|x| self.exact.chunks(n_in).map(move |w| dot(w, x)))
-            .collect()
+        multiply(&self.exact, x, self.shape.1)
     }
 }
 
+/// Rows of `x`, of `n_in` numbers each, times a matrix.
+pub(crate) fn multiply(matrix: &[f32], x: &[f32], n_in: usize) -> Vec<f64> {
+    let dot = |w: &[f32], x: &[f32]| w.iter().zip(x).map(|(w, x)| f64::from(*w) * f64::from(*x)).sum();
+    x.chunks(n_in)
+        .flat_map(|x| matrix.chunks(n_in).map(move |w| dot(w, x)))
+        .collect()
+}
+
+/// Of rows of so many numbers: silu of the first half times the second.
+pub(crate) fn swiglu(rows: &[f64], width: usize) -> Vec<f64> {
+    rows.chunks(width)
+        .flat_map(|row| {
+            let (gates, ups) = row.split_at(width / 2);
+            gates.iter().zip(ups).map(|(g, u)| g / (1.0 + (-g).exp()) * u)
+        })
+        .collect()
+}
+
 /// Of the result's size.
-fn error(expected: &[f64], y: &[f32]) -> f64 {
+pub(crate) fn error(expected: &[f64], y: &[f32]) -> f64 {
     let (mut error, mut size) = (0.0, 0.0);
     for (expected, y) in expected.iter().zip(y) {
         error += (f64::from(*y) - expected).powi(2);
@@ -328,7 +335,7 @@ fn to_f32(x: &[f64]) -> Vec<f32> {
 }
 
 /// Numbers between -1 and 1, by a recurrence.
-fn numbers(n: usize, seed: u64) -> Vec<f32> {
+pub(crate) fn numbers(n: usize, seed: u64) -> Vec<f32> {
     let mut state = seed;
     (0..n)
         .map(|_| {

@@ -126,7 +126,10 @@ impl Device {
             kernels,
         } in modules::all()
         {
-            if kernels[0].starts_with("attend_wgmma") && !self.has_wgmma() {
+            let is_of_hopper = ["attend_wgmma", "narrow_"]
+                .iter()
+                .any(|kind| kernels[0].starts_with(kind));
+            if is_of_hopper && !self.has_wgmma() {
                 continue;
             }
             // SAFETY: `code` is a whole cubin made by nvcc, and names its own length.
@@ -138,7 +141,10 @@ impl Device {
                 // SAFETY: the module was loaded above and lives as long as the device.
                 let kernel =
                     unsafe { result::module::get_function(module, symbol) }.during("finding a kernel")?;
-                if name.starts_with("attend_") || name.starts_with("gemv_") {
+                if ["attend_", "gemv_", "narrow_"]
+                    .iter()
+                    .any(|kind| name.starts_with(kind))
+                {
                     let attribute =
                         sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
                     // Static shared memory counts too: leave it room.

@@ -42,6 +42,7 @@ pub(super) fn all() -> impl Iterator<Item = Module> {
         modules!("conv" for Bf16, F16: &["conv_rope", "conv_rope_8", "commit", "commit_8"]),
         modules!("gemv" for Bf16, F16: &GEMV),
         modules!("gemv_quant" for Bf16, F16: &GEMV_QUANT),
+        modules!("narrow" for Bf16, F16: &NARROW),
         modules!("quantized" for Bf16, F16: &QUANTIZED),
         modules!("rows" for F32, Bf16, F16: &["embed", "rms_norm", "swiglu", "random_fill"]),
     ];
@@ -59,6 +60,29 @@ const QUANTIZED: [&str; 7] = [
     "dequantize_nibbles",
     "dequantize_sixes",
     "dequantize_floats",
+];
+const NARROW: [&str; 21] = [
+    "narrow_store_32",
+    "narrow_store_64",
+    "narrow_store_96",
+    "narrow_store_f32_32",
+    "narrow_store_f32_64",
+    "narrow_store_f32_96",
+    "narrow_add_32",
+    "narrow_add_64",
+    "narrow_add_96",
+    "narrow_swiglu_32",
+    "narrow_swiglu_64",
+    "narrow_swiglu_96",
+    "narrow_eighths_store_32",
+    "narrow_eighths_store_64",
+    "narrow_eighths_store_96",
+    "narrow_eighths_store_f32_32",
+    "narrow_eighths_store_f32_64",
+    "narrow_eighths_store_f32_96",
+    "narrow_eighths_add_32",
+    "narrow_eighths_add_64",
+    "narrow_eighths_add_96",
 ];
 const GEMV: [&str; 8] = [
     "gemv_store_8",

@@ -1,7 +1,10 @@
-//! Products with weight matrices: own kernels for few rows of sixteen bits, cuBLASLt ([`super::blas`]) for all else.
+//! Products with weight matrices: own kernels for few rows of sixteen bits ([`super::few`]) and for some tens ([`super::narrow`]),
+//! cuBLASLt ([`super::blas`]) for all else.
 
 use super::blas::{Numbers, Shape};
 use super::error::GpuError;
+use super::few::FEW_ROWS;
+use super::narrow::{Becomes, Narrow};
 use super::quantized::Rounded;
 use super::{Device, Few, FewRows, QuantFormat, QuantMatrix, Span};
 use crate::ElementType;
@@ -108,6 +111,9 @@ impl Device {
             Weights::Plain(_) if n_rows <= p.few_rows() => p
                 .slices(n_rows, x, y, output)
                 .try_for_each(|few| self.multiply_few(&few, output)),
+            Weights::Plain(matrix) if self.suits_plain_narrow(p, n_rows) => {
+                self.multiply_plain_narrow(p, matrix, x, y, n_rows, Becomes::Plain(output))
+            }
             Weights::Plain(matrix) => self.multiply_many(p, matrix, x, y, n_rows, output),
             // Of f32 results there are many (the head's): no room for such a matrix.
             Weights::Quantized { .. } if n_rows <= FEW_READINGS_ROWS || output == Output::StoreF32 => p
@@ -139,13 +145,13 @@ impl Device {
         Ok(Rows::Plain(y))
     }
 
-    /// Where a product has its activations in eight bits, if it does: with FP8 matrices many rows are multiplied by
-    /// cuBLASLt, in multiples of sixteen, which it does on Hopper alone.
+    /// Where a product has its activations in eight bits, if it does: with FP8 matrices, more rows than a block's warps share, in
+    /// multiples of sixteen as cuBLASLt takes them, on Hopper alone.
     fn rounded<'a>(&self, p: &Product<'a>, n_rows: usize) -> Option<(&'a QuantMatrix, Rounded<'a>)> {
         let Weights::Quantized { matrix, scratch } = p.matrix else {
             return None;
         };
-        let is_whole = p.n_out.is_multiple_of(16) && n_rows.is_multiple_of(16) && n_rows > p.few_rows();
+        let is_whole = p.n_out.is_multiple_of(16) && n_rows.is_multiple_of(16) && n_rows > FEW_ROWS;
         let does = matrix.format() == QuantFormat::Fp8 && self.has_wgmma() && is_whole;
         does.then(|| {
             let rounded = Rounded {
@@ -156,6 +162,41 @@ impl Device {
             };
             (matrix, rounded)
         })
+    }
+
+    fn suits_plain_narrow(&self, p: &Product<'_>, n_rows: usize) -> bool {
+        p.element.is_sixteen_bits() && self.suits_narrow(n_rows, p.n_in * 2)
+    }
+
+    /// By own kernels, in the weights' type; `y`: `[n_rows][n_out]`.
+    fn multiply_plain_narrow(
+        &self,
+        p: &Product<'_>,
+        matrix: Span<'_>,
+        x: Span<'_>,
+        y: Span<'_>,
+        n_rows: usize,
+        becomes: Becomes,
+    ) -> Result<(), GpuError> {
+        let (n_matrices, result_bytes) = match becomes {
+            Becomes::Plain(output) => (1, output.size(p.element)),
+            Becomes::SwiGlu => (2, 2),
+        };
+        let narrow = Narrow {
+            element: p.element,
+            n_out: p.n_out,
+            n_in: p.n_in,
+            n_rows,
+            becomes,
+            operands: [
+                matrix.holding(n_matrices * p.n_out * p.n_in, 2),
+                x.holding(n_rows * p.n_in, 2),
+                y.holding(n_rows * p.n_out, result_bytes),
+            ],
+            factors: None,
+        };
+        // SAFETY: sizes were checked above; the matrix is of weights.
+        unsafe { self.multiply_narrow(&narrow) }
     }
 
     /// By cuBLASLt, in the weights' type.
@@ -176,7 +217,7 @@ impl Device {
         unsafe { self.multiply_by_blas(shape, [matrix, x, y], None) }
     }
 
-    /// By cuBLASLt, eight bits on both sides.
+    /// Eight bits on both sides.
     fn multiply_rounded(
         &self,
         p: &Product<'_>,
@@ -191,6 +232,19 @@ impl Device {
             x.codes.holding(x.n_rows * p.n_in, 1),
             x.factors.holding(x.n_rows, 4),
         );
+        if self.suits_narrow(x.n_rows, p.n_in) {
+            let narrow = Narrow {
+                element: p.element,
+                n_out: p.n_out,
+                n_in: p.n_in,
+                n_rows: x.n_rows,
+                becomes: Becomes::Plain(output),
+                operands: [codes, x_codes, y],
+                factors: Some([matrix_factors, x_factors]),
+            };
+            // SAFETY: sizes were checked above; the matrix is of weights.
+            return unsafe { self.multiply_narrow(&narrow) };
+        }
         let shape = Shape::of(p, x.n_rows, Numbers::Fp8(p.element), output);
         // SAFETY: sizes were checked above; an FP8 matrix has a factor for each row.
         unsafe { self.multiply_by_blas(shape, [codes, x_codes, y], Some([matrix_factors, x_factors])) }
@@ -220,6 +274,13 @@ impl Device {
         {
             p.slices(n_rows, x, act, Output::Store)
                 .try_for_each(|few| self.swiglu_few(&few))?;
+            return Ok(Rows::Plain(act));
+        }
+        if let (Rows::Plain(x), Weights::Plain(matrix)) = (x, p.matrix)
+            && self.suits_plain_narrow(p, n_rows)
+            && self.rounded(next, n_rows).is_none()
+        {
+            self.multiply_plain_narrow(p, matrix, x, act, n_rows, Becomes::SwiGlu)?;
             return Ok(Rows::Plain(act));
         }
         self.multiply(&both, x, scratch, n_rows, Output::Store)?;

@@ -6,40 +6,78 @@ use super::Span;
 use super::error::{During, GpuError};
 use crate::ElementType;
 
-/// A matrix of sixteen bits in boxes of 16 rows and 64 columns, laid out in shared memory as wgmma.cuh says.
+/// A matrix of sixteen bits in boxes, laid out in shared memory as wgmma.cuh says.
 #[repr(transparent)]
 pub(super) struct TensorMap(sys::CUtensorMap);
 
 impl TensorMap {
-    /// The first `rows` rows of `width` columns of `data`. What a box has beyond them is zeros.
+    /// The first `rows` rows of `width` columns of `data`, in boxes of 16 rows and 64 columns. What a box has beyond them is
+    /// zeros.
     pub(super) fn new(
         element: ElementType,
         data: Span<'_>,
         width: usize,
         rows: usize,
     ) -> Result<Self, GpuError> {
+        let address = data.holding(width * rows, 2);
+        // SAFETY: checked above.
+        unsafe { Self::encode(element, address, &[width, rows], &[width * 2], &[64, 16]) }
+    }
+
+    /// `rows` rows of `panels` panels, 64 numbers each, that lie at an address, in boxes of so many of both; `[panel][row]` in shared
+    /// memory. What a box has beyond them is zeros.
+    ///
+    /// # Safety
+    /// There are so many numbers of sixteen bits.
+    pub(super) unsafe fn of_panels(
+        element: ElementType,
+        address: u64,
+        (rows, panels): (usize, usize),
+        (box_rows, box_panels): (usize, usize),
+    ) -> Result<Self, GpuError> {
+        // SAFETY: passed on to the caller.
+        unsafe {
+            Self::encode(
+                element,
+                address,
+                &[64, rows, panels],
+                &[panels * 128, 128],
+                &[64, box_rows, box_panels],
+            )
+        }
+    }
+
+    /// # Safety
+    /// Memory at the address has numbers of sixteen bits as the sizes say, and the steps in bytes of all but the first.
+    unsafe fn encode<const RANK: usize>(
+        element: ElementType,
+        address: u64,
+        sizes: &[usize; RANK],
+        steps: &[usize],
+        part: &[usize; RANK],
+    ) -> Result<Self, GpuError> {
         use sys::CUtensorMapDataType as Type;
+        assert_eq!(steps.len(), RANK - 1, "steps of a tensor map");
         let data_type = match element {
             ElementType::F16 => Type::CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
             ElementType::Bf16 | ElementType::F32 => Type::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
         };
-        let address = data.holding(width * rows, 2) as *mut std::ffi::c_void;
-        let sizes = [width as u64, rows as u64];
-        let row_bytes = [width as u64 * 2];
-        let (part, steps) = ([64u32, 16], [1u32, 1]);
+        let sizes = sizes.map(|n| n as u64);
+        let steps: Vec<u64> = steps.iter().map(|n| *n as u64).collect();
+        let part = part.map(|n| n as u32);
         // SAFETY: plain data, which the call below fills.
         let mut map: sys::CUtensorMap = unsafe { std::mem::zeroed() };
-        // SAFETY: arrays as long as the rank, which is 2; a strides array has one less.
+        // SAFETY: arrays as long as the rank; that of steps has one less.
         unsafe {
             sys::cuTensorMapEncodeTiled(
                 &mut map,
                 data_type,
-                2,
-                address,
+                RANK as u32,
+                address as *mut std::ffi::c_void,
                 sizes.as_ptr(),
-                row_bytes.as_ptr(),
-                part.as_ptr(),
                 steps.as_ptr(),
+                part.as_ptr(),
+                [1u32; RANK].as_ptr(),
                 sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
                 sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
                 sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
