@@ -1,6 +1,8 @@
 //! What operators see of the server: logs, metrics, traces.
 
 pub(crate) mod call_trace;
+#[cfg(test)]
+mod captured;
 pub(crate) mod content;
 pub(crate) mod engine_metrics;
 pub(crate) mod exposition;

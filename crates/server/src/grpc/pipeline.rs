@@ -25,6 +25,7 @@ use crate::error::{ApiError, Exhausted};
 use crate::identity::Identity;
 use crate::telemetry::call_trace::CallTrace;
 use crate::telemetry::metrics::Metrics;
+use crate::telemetry::rpc_metrics::StartedRpc;
 use crate::tls::Peer;
 
 /// Beginnings of paths under the limits on calls; health, control and reflection answer whatever is going on.
@@ -90,49 +91,34 @@ impl Pipeline {
         });
         let span = rpc.trace().log_span();
         request.extensions_mut().insert(rpc.trace().clone());
-        match self
-            .app
-            .auth
-            .admit(self.face, request.uri().path(), request.headers(), &peer)
+        let held = match self
+            .admit(&mut request, &peer, &mut rpc)
+            .and_then(|()| self.hold(&mut request))
         {
-            Ok(identity) => {
-                // Nothing behind this point has a use for it.
-                request.headers_mut().remove(AUTHORIZATION);
-                if let Some(identity) = identity {
-                    rpc.is_of(identity.tenant.name());
-                    request.extensions_mut().insert(identity);
-                }
-            }
-            Err(error) => {
-                let status = span.in_scope(|| failure(&self.app, &id, &error));
-                return Ok(watch(
-                    status.into_http(),
-                    &self.app,
-                    id,
-                    rpc,
-                    span,
-                    Held::default(),
-                ));
-            }
-        }
-        let held = match self.hold(&mut request) {
             Ok(held) => held,
             Err(error) => {
                 let status = span.in_scope(|| failure(&self.app, &id, &error));
-                return Ok(watch(
-                    status.into_http(),
-                    &self.app,
-                    id,
-                    rpc,
-                    span,
-                    Held::default(),
-                ));
+                let nothing = Held::default();
+                return Ok(watch(status.into_http(), &self.app, id, rpc, span, nothing));
             }
         };
         let Ok(mut response) = self.routes.call(request).instrument(span.clone()).await;
         repair(response.headers_mut(), &self.app, &id);
         echo(response.headers_mut(), &id);
         Ok(watch(response, &self.app, id, rpc, span, held))
+    }
+
+    /// Finds out who calls, where this face wants to know.
+    fn admit(&self, request: &mut Request<Body>, peer: &Peer, rpc: &mut StartedRpc) -> Result<(), ApiError> {
+        let auth = &self.app.auth;
+        let identity = auth.admit(self.face, request.uri().path(), request.headers(), peer)?;
+        // Nothing behind this point has a use for it.
+        request.headers_mut().remove(AUTHORIZATION);
+        if let Some(identity) = identity {
+            rpc.is_of(identity.tenant.name());
+            request.extensions_mut().insert(identity);
+        }
+        Ok(())
     }
 
     /// Gives a call its places among those that may run at once, where its method is under limits.

@@ -83,30 +83,14 @@ impl Visit for Fields {
 
 #[cfg(test)]
 mod tests {
-    use std::io;
-    use std::sync::{Arc, Mutex};
-
     use tracing_subscriber::layer::SubscriberExt;
 
+    use super::super::captured::Captured;
     use super::*;
-
-    #[derive(Clone, Default)]
-    struct Lines(Arc<Mutex<Vec<u8>>>);
-
-    impl io::Write for Lines {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.lock().unwrap().extend(bytes);
-            Ok(bytes.len())
-        }
-
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
 
     #[test]
     fn a_line_has_the_event_s_fields_and_those_of_the_call_around_it() {
-        let lines = Lines::default();
+        let lines = Captured::default();
         let written = lines.clone();
         let layer = tracing_subscriber::fmt::layer()
             .fmt_fields(JsonFields::new())
@@ -118,7 +102,7 @@ mod tests {
             call.in_scope(|| tracing::warn!(n = 3, cause = %"\"quoted\"", late = true, "it failed"));
             tracing::info!(request_id = "own", "outside");
         });
-        let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+        let text = lines.text();
         let parsed: Vec<Value> = text.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
         let [inside, outside] = &parsed[..] else {
             panic!("{text}");

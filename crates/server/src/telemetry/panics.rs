@@ -26,29 +26,14 @@ fn log(panic: &PanicHookInfo<'_>) {
 
 #[cfg(test)]
 mod tests {
-    use std::io;
     use std::panic::{catch_unwind, take_hook};
-    use std::sync::{Arc, Mutex};
 
+    use super::super::captured::Captured;
     use super::*;
-
-    #[derive(Clone, Default)]
-    struct Lines(Arc<Mutex<Vec<u8>>>);
-
-    impl io::Write for Lines {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.lock().unwrap().extend(bytes);
-            Ok(bytes.len())
-        }
-
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
 
     #[test]
     fn a_panic_is_logged_with_its_place_and_without_its_words() {
-        let lines = Lines::default();
+        let lines = Captured::default();
         let written = lines.clone();
         let subscriber = tracing_subscriber::fmt()
             .with_writer(move || written.clone())
@@ -60,7 +45,7 @@ mod tests {
         });
         set_hook(before);
         assert!(caught.is_err());
-        let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+        let text = lines.text();
         assert!(
             text.contains("panics.rs") && text.contains("a thread panicked"),
             "{text}"
