@@ -14,8 +14,9 @@ const SIXTEEN_BITS: [&str; 2] = ["Bf16", "F16"];
 const NONE: [&str; 1] = [""];
 
 /// Kernel files and the types that each is for, what takes longest first; `src/cuda/modules.rs` embeds them.
-const FILES: [(&str, &[&str]); 13] = [
+const FILES: [(&str, &[&str]); 14] = [
     ("gemv_quant", &SIXTEEN_BITS),
+    ("narrow_quant", &SIXTEEN_BITS),
     ("narrow", &SIXTEEN_BITS),
     ("attention_wgmma", &SIXTEEN_BITS),
     ("attention_decode", &SIXTEEN_BITS),

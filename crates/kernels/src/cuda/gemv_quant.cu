@@ -9,32 +9,13 @@
 // Codes become numbers of the activations' type exactly; what shares a scale is summed apart and scaled in f32. So the
 // result is that of the dequantised weights up to f32's rounding.
 #include "gemv.cuh"
-
-// A code's bits in the mantissa of a number whose last bit is worth one are that number and the code. Where a nibble's
-// last bit is worth one, NIBBLE_SHIFT bits higher, the number is smaller, and so is what is later subtracted.
-#if defined(NUMBER_BF16)
-constexpr uint32_t ONES = 0x3f803f80;
-constexpr uint32_t WHOLE = 0x43004300, WHOLE_AND_32 = 0x43204320;  // 128, 160
-constexpr int NIBBLE_SHIFT = 0;
-constexpr uint32_t NIBBLE_BASE = WHOLE;
-constexpr float NIBBLE_OFFSET = 128.f;
-#else
-constexpr uint32_t ONES = 0x3c003c00;
-constexpr uint32_t WHOLE = 0x64006400, WHOLE_AND_32 = 0x64206420;  // 1024, 1056
-constexpr int NIBBLE_SHIFT = 4;
-constexpr uint32_t NIBBLE_BASE = 0x54005400;
-constexpr float NIBBLE_OFFSET = 64.f;
-#endif
+#include "numbers.cuh"
 
 // Q8_0: signed bytes; scales f16. A lane's four bytes are inputs 2t, 2t + 8, 2t + 1, 2t + 9 of a half block.
 struct Bytes {
   static constexpr int K = 128, ROW_BYTES = 128, SCALE_BYTES = 8;
   static constexpr float ROW_UNIT = 0.f;
 
-  // Bytes 0 and 2 as numbers: the low seven bits, less 128 for negative ones.
-  static __device__ __forceinline__ uint32_t numbers(uint32_t w) {
-    return minus(w & 0x007f007f | WHOLE, w & 0x00800080 | WHOLE);
-  }
   template <int TILES, int COLUMNS>
   static __device__ __forceinline__ void multiply(float (&acc)[TILES][COLUMNS][4], uint32_t codes, uint32_t x,
                                                   uint32_t scales) {
@@ -48,8 +29,8 @@ struct Bytes {
       for (int m = 0; m < TILES; m++) {
         uint32_t w[4];
         ldmatrix(w, codes + piece_at<8>(m * 16 + lane % 16, block * 2 + lane / 16));
-        uint32_t first[4] = {numbers(w[0]), numbers(w[1]), numbers(w[0] >> 8), numbers(w[1] >> 8)};
-        uint32_t second[4] = {numbers(w[2]), numbers(w[3]), numbers(w[2] >> 8), numbers(w[3] >> 8)};
+        uint32_t first[4] = {of_bytes(w[0]), of_bytes(w[1]), of_bytes(w[0] >> 8), of_bytes(w[1] >> 8)};
+        uint32_t second[4] = {of_bytes(w[2]), of_bytes(w[3]), of_bytes(w[2] >> 8), of_bytes(w[3] >> 8)};
         float low = scale(scales, m * 16 + g, block), high = scale(scales, m * 16 + g + 8, block);
 #pragma unroll
         for (int c = 0; c < COLUMNS; c++) {
@@ -75,11 +56,6 @@ struct Nibbles {
   static constexpr int K = 128, ROW_BYTES = 64, SCALE_BYTES = 16;
   static constexpr float ROW_UNIT = 0.f;
 
-  // Nibbles 0 and 4 as numbers, NIBBLE_OFFSET too large.
-  static __device__ __forceinline__ uint32_t numbers(uint32_t w) {
-    return w << NIBBLE_SHIFT & 0x000f000f << NIBBLE_SHIFT | NIBBLE_BASE;
-  }
-
   template <int TILES, int COLUMNS>
   static __device__ __forceinline__ void multiply(float (&acc)[TILES][COLUMNS][4], uint32_t codes, uint32_t x,
                                                   uint32_t scales) {
@@ -104,8 +80,8 @@ struct Nibbles {
 #pragma unroll
         for (int i = 0; i < 2; i++) {
           uint32_t top = w[2 * i], bottom = w[2 * i + 1];
-          uint32_t first[4] = {numbers(top), numbers(bottom), numbers(top >> 4), numbers(bottom >> 4)};
-          uint32_t second[4] = {numbers(top >> 8), numbers(bottom >> 8), numbers(top >> 12), numbers(bottom >> 12)};
+          uint32_t first[4] = {of_nibbles(top), of_nibbles(bottom), of_nibbles(top >> 4), of_nibbles(bottom >> 4)};
+          uint32_t second[4] = {of_nibbles(top >> 8), of_nibbles(bottom >> 8), of_nibbles(top >> 12), of_nibbles(bottom >> 12)};
           float2 low = scale(scales, m * 16 + g, pair * 2 + i), high = scale(scales, m * 16 + g + 8, pair * 2 + i);
           low.y += NIBBLE_OFFSET * low.x;
           high.y += NIBBLE_OFFSET * high.x;
@@ -138,10 +114,6 @@ struct Sixes {
   static constexpr int K = 128, ROW_BYTES = 64, SCALE_BYTES = 48;
   static constexpr float ROW_UNIT = 0.f;
 
-  // Nibbles 0 and 4 with upper bits at 4 and 20 as numbers, less 32.
-  static __device__ __forceinline__ uint32_t numbers(uint32_t w, uint32_t upper) {
-    return minus(w & 0x000f000f | upper & 0x00300030 | WHOLE, WHOLE_AND_32);
-  }
   template <int TILES, int COLUMNS>
   static __device__ __forceinline__ void multiply(float (&acc)[TILES][COLUMNS][4], uint32_t codes, uint32_t x,
                                                   uint32_t scales) {
@@ -165,9 +137,9 @@ struct Sixes {
           uint32_t top = w[2 * i], bottom = w[2 * i + 1];
           // Upper bits of the block's first input to bit 4.
           uint32_t h = i ? up_top >> 4 : up_top << 4, k = i ? up_bottom >> 4 : up_bottom << 4;
-          uint32_t first[4] = {numbers(top, h), numbers(bottom, k), numbers(top >> 4, h >> 2), numbers(bottom >> 4, k >> 2)};
-          uint32_t second[4] = {numbers(top >> 8, h >> 4), numbers(bottom >> 8, k >> 4), numbers(top >> 12, h >> 6),
-                                numbers(bottom >> 12, k >> 6)};
+          uint32_t first[4] = {of_sixes(top, h), of_sixes(bottom, k), of_sixes(top >> 4, h >> 2), of_sixes(bottom >> 4, k >> 2)};
+          uint32_t second[4] = {of_sixes(top >> 8, h >> 4), of_sixes(bottom >> 8, k >> 4), of_sixes(top >> 12, h >> 6),
+                                of_sixes(bottom >> 12, k >> 6)};
           float2 low = halves(beside + 32 + (pair * 2 + i) * 4);
           float2 high = halves(beside + 8 * SCALE_BYTES + 32 + (pair * 2 + i) * 4);
 #pragma unroll

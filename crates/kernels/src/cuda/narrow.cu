@@ -1,62 +1,15 @@
-// Products of a matrix with some tens of rows of activations, with Hopper's asynchronous tensor core instructions: the
-// matrix's rows are the 64 rows of an instruction, activations its columns, so the tile is as narrow as the batch.
+// Products of a matrix of sixteen bits, or of floats of eight, with some tens of rows of activations (narrow.cuh): both are
+// multiplied as they lie in shared memory.
 //
-// The grid is as large as the GPU, and every block makes an equal share of the outputs, some tens of rows of the matrix at a
-// time. One thread has the tensor memory unit fill a ring of shared memory, 256 bytes of every row a stage; a warpgroup
-// multiplies. Stages are that long because each costs both of them some hundred cycles, whatever it holds.
-//
-// The matrix does not depend on the kernel before, so the ring is filled with it before waiting for that kernel.
-#include "wgmma.cuh"
+// Stages are 256 bytes of every row because each costs the thread that fetches and the warpgroup some hundred cycles, whatever it
+// holds.
+#include "narrow.cuh"
 
-enum Mode { STORE = 0, STORE_F32 = 1, ADD_F32 = 2, SWIGLU = 3 };
-
-// Shares begin at multiples of so many rows of the matrix: 1024 bytes of a panel.
-constexpr int UNIT = 8;
-constexpr int UNIT_BYTES = UNIT * 128;
-// Panels of a stage, 128 bytes of every row each.
+// Panels of a stage, 128 bytes of every row each; of a unit.
 constexpr int PANELS = 2;
-constexpr int MOST_STAGES = 16;
-
-// Mirrors `Raw` in narrow.rs.
-struct Narrow {
-  void *y;  // [n_rows][n_out]
-  // Where numbers have eight bits: what the matrix's rows and the activations' are multiplied by; null else.
-  const float *matrix_factors, *x_factors;
-  int n_out, n_in, n_rows;
-  int n_passes;    // as many in every block
-  int pass_units;  // most units in a pass; every pass has as many, or one less
-  int stages;
-};
-
-// Whether this is the one thread of a whole warp that is to do something.
-__device__ __forceinline__ bool elected() {
-  uint32_t is;
-  asm volatile("{.reg .pred p; elect.sync _|p, 0xffffffff; selp.u32 %0, 1, 0, p;}" : "=r"(is));
-  return is != 0;
-}
-// Fetches the box of the map at a panel and row: so many panels of the same rows, one after the other.
-__device__ __forceinline__ void copy_panels(uint32_t to, const TensorMap *map, int panel, int row, uint32_t barrier) {
-  asm volatile(
-      "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4}], [%5];" ::"r"(to),
-      "l"(map), "r"(0), "r"(row), "r"(panel), "r"(barrier)
-      : "memory");
-}
-// The same of what is read once: it leaves the L2 cache first.
-__device__ __forceinline__ void copy_panels_stream(uint32_t to, const TensorMap *map, int panel, int row, uint32_t barrier,
-                                                   uint64_t policy) {
-  asm volatile(
-      "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1, {%2, %3, %4}], "
-      "[%5], %6;" ::"r"(to),
-      "l"(map), "r"(0), "r"(row), "r"(panel), "r"(barrier), "l"(policy)
-      : "memory");
-}
+constexpr int UNIT_BYTES = UNIT * 128;
 
 // d = a · bᵀ (accumulate: d +=): 64 rows, N rows, 32 bytes of each. Of the panels' descriptors only one half differs.
-#define D4(d, i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
-#define D16(d, i) D4(d, i), D4(d, i + 4), D4(d, i + 8), D4(d, i + 12)
-#define R16 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15"
-#define R32 R16 ",%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
-#define R48 R32 ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47"
 #define MULTIPLY(N, INSTRUCTION, HALF, REGISTERS, A, B, P, ORDERS, ...)                                                  \
   static __device__ __forceinline__ void multiply(float (&d)[HALF], uint32_t a, uint32_t b, bool accumulate) {           \
     asm volatile("{.reg .pred p; .reg .b64 a, b; setp.ne.b32 p, %" P ", 0;\n"                                            \
@@ -92,12 +45,7 @@ __device__ __forceinline__ void narrow(const Narrow &p, const TensorMap *most, c
   extern __shared__ char shared[];
   __shared__ uint64_t barriers[2][MOST_STAGES];
   int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  int n_units = (p.n_out + UNIT - 1) / UNIT;
-  int first_unit = (int)((long long)n_units * blockIdx.x / gridDim.x);
-  int share = (int)((long long)n_units * (blockIdx.x + 1) / gridDim.x) - first_unit;
-  auto pass_begin = [&](int pass) { return share * pass / p.n_passes; };
-  // Units that are fetched for a pass: at least one, and be it for nothing.
-  auto fetched = [&](int pass) { return max(pass_begin(pass + 1) - pass_begin(pass), 1); };
+  Share share(p);
   int n_chunks = (p.n_in + Numbers::K * PANELS - 1) / (Numbers::K * PANELS);
 
   // Stages: panels of the matrix (of the gates', of the ups'), then panels of activations. An instruction may read beyond
@@ -119,7 +67,7 @@ __device__ __forceinline__ void narrow(const Narrow &p, const TensorMap *most, c
     uint64_t policy = streaming_policy();
     auto fetch_matrix = [&](int pass, int chunk, int stage) {
       uint32_t to = ring + stage * stage_bytes, barrier = full + stage * 8;
-      int row = (first_unit + pass_begin(pass)) * UNIT, units = fetched(pass), bytes = PANELS * units * UNIT_BYTES;
+      int row = share.row(pass), units = share.fetched(pass), bytes = PANELS * units * UNIT_BYTES;
       barrier_expect(barrier, MATRICES * bytes + PANELS * X_BYTES);
 #pragma unroll
       for (int m = 0; m < MATRICES; m++)
@@ -143,10 +91,6 @@ __device__ __forceinline__ void narrow(const Narrow &p, const TensorMap *most, c
   } else {  // multiplies
     wait_previous();
     allow_next();  // sooner, its blocks would come between these and the ones before
-    int g = lane / 4, t = lane % 4;
-    // Of a tile's numbers in this thread: the output, counted from the tile's first, and the row of activations.
-    auto output_of = [&](int i) { return warp * 16 + g + 8 * (i / 2 & 1); };
-    auto row_of = [&](int i) { return i / 4 * 8 + 2 * t + (i & 1); };
     auto release = [&](int stage) {
       if (lane == 0) barrier_arrive(empty + stage * 8);
     };
@@ -156,14 +100,9 @@ __device__ __forceinline__ void narrow(const Narrow &p, const TensorMap *most, c
     float old[MODE == ADD_F32 ? N / 2 : 1];
     int stage = 0, parity = 0;
     for (int pass = 0; pass < p.n_passes; pass++) {
-      int first = (first_unit + pass_begin(pass)) * UNIT;
-      int n = min((pass_begin(pass + 1) - pass_begin(pass)) * UNIT, p.n_out - first);  // outputs of the pass
-      if constexpr (MODE == ADD_F32) {
-#pragma unroll
-        for (int i = 0; i < N / 2; i++)
-          old[i] = output_of(i) < n && row_of(i) < p.n_rows ? ((float *)p.y)[(size_t)row_of(i) * p.n_out + first + output_of(i)] : 0.f;
-      }
-      uint32_t panel_bytes = fetched(pass) * UNIT_BYTES;
+      int first = share.row(pass), n = share.outputs(pass, p);
+      if constexpr (MODE == ADD_F32) fetch_old<N>(old, p, first, n);
+      uint32_t panel_bytes = share.fetched(pass) * UNIT_BYTES;
       int before = -1;
       for (int chunk = 0; chunk < n_chunks; chunk++) {
         barrier_wait(full + stage * 8, parity);
@@ -199,15 +138,11 @@ __device__ __forceinline__ void narrow(const Narrow &p, const TensorMap *most, c
         for (int i = 0; i < N / 2; i++) {
           int out = tile * 64 + output_of(i), row = row_of(i);
           if (out >= n || row >= p.n_rows) continue;
-          size_t at = (size_t)row * p.n_out + first + out;
           float v = acc[tile][i];
           if constexpr (Numbers::SCALED) v *= factor[i / 2 & 1] * p.x_factors[row];
-          if constexpr (MODE == SWIGLU) v = v / (1.f + __expf(-v)) * acc[tile + OUTPUT_TILES][i];
+          if constexpr (MODE == SWIGLU) v = silu(v) * acc[tile + OUTPUT_TILES][i];
           if constexpr (MODE == ADD_F32) v += old[i];
-          if constexpr (MODE == STORE || MODE == SWIGLU)
-            ((Number *)p.y)[at] = from_f32<Number>(v);
-          else
-            ((float *)p.y)[at] = v;
+          put<MODE>(p, row, first + out, v);
         }
       }
     }

@@ -54,6 +54,15 @@ __device__ __forceinline__ uint32_t minus(uint32_t a, uint32_t b) {
   __nv_bfloat162 d = __hsub2(*(__nv_bfloat162 *)&a, *(__nv_bfloat162 *)&b);
   return *(uint32_t *)&d;
 }
+__device__ __forceinline__ uint32_t times(uint32_t a, uint32_t b) {
+  __nv_bfloat162 d = __hmul2(*(__nv_bfloat162 *)&a, *(__nv_bfloat162 *)&b);
+  return *(uint32_t *)&d;
+}
+// a · b - c
+__device__ __forceinline__ uint32_t times_minus(uint32_t a, uint32_t b, uint32_t c) {
+  __nv_bfloat162 d = __hfma2(*(__nv_bfloat162 *)&a, *(__nv_bfloat162 *)&b, __hneg2(*(__nv_bfloat162 *)&c));
+  return *(uint32_t *)&d;
+}
 #elif defined(NUMBER_F16)
 __device__ __forceinline__ uint32_t pack(float low, float high) {
   uint32_t v;
@@ -66,6 +75,15 @@ __device__ __forceinline__ float2 unpack(uint32_t v) {
 }
 __device__ __forceinline__ uint32_t minus(uint32_t a, uint32_t b) {
   __half2 d = __hsub2(*(__half2 *)&a, *(__half2 *)&b);
+  return *(uint32_t *)&d;
+}
+__device__ __forceinline__ uint32_t times(uint32_t a, uint32_t b) {
+  __half2 d = __hmul2(*(__half2 *)&a, *(__half2 *)&b);
+  return *(uint32_t *)&d;
+}
+// a · b - c
+__device__ __forceinline__ uint32_t times_minus(uint32_t a, uint32_t b, uint32_t c) {
+  __half2 d = __hfma2(*(__half2 *)&a, *(__half2 *)&b, __hneg2(*(__half2 *)&c));
   return *(uint32_t *)&d;
 }
 #endif

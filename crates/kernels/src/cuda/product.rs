@@ -4,13 +4,16 @@
 use super::blas::{Numbers, Shape};
 use super::error::GpuError;
 use super::few::FEW_ROWS;
-use super::narrow::{Becomes, Narrow};
+use super::narrow::{Becomes, Narrow, Numbers as Multiplied};
 use super::quantized::Rounded;
 use super::{Device, Few, FewRows, QuantFormat, QuantMatrix, Span};
 use crate::ElementType;
 
 /// Rows up to which a quantised matrix is read anew for every few rows: to write it out and read that takes longer.
 const FEW_READINGS_ROWS: usize = 64;
+
+/// The same where kernels for some tens of rows read it.
+const NARROW_READINGS_ROWS: usize = 192;
 
 /// What becomes of a product.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -107,6 +110,9 @@ impl Device {
         let Rows::Plain(x) = x else {
             panic!("a product of {n_rows} rows takes them as they are");
         };
+        if let Some(codes) = self.narrow_codes(p, n_rows, Becomes::Plain(output)) {
+            return self.multiply_codes_narrow(p, codes, x, y, n_rows, Becomes::Plain(output));
+        }
         match p.matrix {
             Weights::Plain(_) if n_rows <= p.few_rows() => p
                 .slices(n_rows, x, y, output)
@@ -178,10 +184,7 @@ impl Device {
         n_rows: usize,
         becomes: Becomes,
     ) -> Result<(), GpuError> {
-        let (n_matrices, result_bytes) = match becomes {
-            Becomes::Plain(output) => (1, output.size(p.element)),
-            Becomes::SwiGlu => (2, 2),
-        };
+        let (n_matrices, result_bytes) = becomes.sizes(p.element);
         let narrow = Narrow {
             element: p.element,
             n_out: p.n_out,
@@ -193,10 +196,63 @@ impl Device {
                 x.holding(n_rows * p.n_in, 2),
                 y.holding(n_rows * p.n_out, result_bytes),
             ],
-            factors: None,
+            numbers: Multiplied::Halves,
         };
         // SAFETY: sizes were checked above; the matrix is of weights.
         unsafe { self.multiply_narrow(&narrow) }
+    }
+
+    /// The codes that own kernels for some tens of rows multiply with, and how many rows at once, if they do.
+    fn narrow_codes<'a>(
+        &self,
+        p: &Product<'a>,
+        n_rows: usize,
+        becomes: Becomes,
+    ) -> Option<(&'a QuantMatrix, usize)> {
+        let Weights::Quantized { matrix, .. } = p.matrix else {
+            return None;
+        };
+        let at_once = self.narrow_codes_rows(matrix.codes(), p.n_out)?;
+        // Of the head's results there are too many for what else there is for more rows.
+        let is_head = becomes == Becomes::Plain(Output::StoreF32);
+        let does = n_rows > FEW_ROWS && (n_rows <= NARROW_READINGS_ROWS || is_head);
+        does.then_some((matrix, at_once))
+    }
+
+    /// By own kernels, so many rows at once; `y`: `[n_rows][n_out]`.
+    fn multiply_codes_narrow(
+        &self,
+        p: &Product<'_>,
+        (matrix, at_once): (&QuantMatrix, usize),
+        x: Span<'_>,
+        y: Span<'_>,
+        n_rows: usize,
+        becomes: Becomes,
+    ) -> Result<(), GpuError> {
+        let (n_matrices, result_bytes) = becomes.sizes(p.element);
+        let (codes, beside) = matrix.holding(n_matrices * p.n_out, p.n_in);
+        (0..n_rows).step_by(at_once).try_for_each(|first| {
+            let n_rows = at_once.min(n_rows - first);
+            let (x, y) = (
+                x.after(first * p.n_in * 2),
+                y.after(first * p.n_out * result_bytes),
+            );
+            let narrow = Narrow {
+                element: p.element,
+                n_out: p.n_out,
+                n_in: p.n_in,
+                n_rows,
+                becomes,
+                operands: [
+                    codes,
+                    x.holding(n_rows * p.n_in, 2),
+                    y.holding(n_rows * p.n_out, result_bytes),
+                ],
+                numbers: Multiplied::Codes(matrix.codes(), beside),
+            };
+            // SAFETY: sizes were checked above; the matrix is of weights.
+            unsafe { self.multiply_narrow(&narrow) }
+        })
     }
 
     /// By cuBLASLt, in the weights' type.
@@ -240,7 +296,7 @@ impl Device {
                 n_rows: x.n_rows,
                 becomes: Becomes::Plain(output),
                 operands: [codes, x_codes, y],
-                factors: Some([matrix_factors, x_factors]),
+                numbers: Multiplied::Eighths([matrix_factors, x_factors]),
             };
             // SAFETY: sizes were checked above; the matrix is of weights.
             return unsafe { self.multiply_narrow(&narrow) };
@@ -264,6 +320,13 @@ impl Device {
             n_out: 2 * p.n_out,
             ..*p
         };
+        if let Rows::Plain(x) = x
+            && let Some(codes) = self.narrow_codes(p, n_rows, Becomes::SwiGlu)
+            && self.rounded(next, n_rows).is_none()
+        {
+            self.multiply_codes_narrow(p, codes, x, act, n_rows, Becomes::SwiGlu)?;
+            return Ok(Rows::Plain(act));
+        }
         let few = match p.matrix {
             Weights::Plain(_) => p.few_rows(),
             Weights::Quantized { .. } => FEW_READINGS_ROWS,
@@ -290,6 +353,16 @@ impl Device {
         }
         self.swiglu(p.element, scratch, act, n_rows, p.n_out)?;
         Ok(Rows::Plain(act))
+    }
+}
+
+impl Becomes {
+    /// Matrices that are multiplied with, and bytes of a result.
+    fn sizes(self, element: ElementType) -> (usize, usize) {
+        match self {
+            Self::Plain(output) => (1, output.size(element)),
+            Self::SwiGlu => (2, 2),
+        }
     }
 }
 

@@ -65,6 +65,16 @@ pub(super) enum Codes {
 }
 
 impl Codes {
+    /// Bytes that a row has of a chunk of 128 inputs, in codes and beside them.
+    pub(super) fn chunk_bytes(self) -> (usize, usize) {
+        match self {
+            Self::Bytes => (128, 8),
+            Self::Nibbles => (64, 16),
+            Self::Sixes => (64, 48),
+            Self::Floats => (128, 0),
+        }
+    }
+
     /// Bytes of codes, and of what lies beside them, of a matrix.
     fn bytes(self, n_out: usize, n_in: usize) -> (usize, usize) {
         let blocks = n_out * n_in / 32;

@@ -24,14 +24,15 @@ impl TensorMap {
         unsafe { Self::encode(element, address, &[width, rows], &[width * 2], &[64, 16]) }
     }
 
-    /// `rows` rows of `panels` panels, 64 numbers each, that lie at an address, in boxes of so many of both; `[panel][row]` in shared
-    /// memory. What a box has beyond them is zeros.
+    /// `rows` rows of `panels` panels, each of 128 or 64 bytes, that lie at an address, in boxes of so many of both; `[panel][row]` in
+    /// shared memory. What a box has beyond them is zeros.
     ///
     /// # Safety
-    /// There are so many numbers of sixteen bits.
+    /// There are so many.
     pub(super) unsafe fn of_panels(
         element: ElementType,
         address: u64,
+        panel_bytes: usize,
         (rows, panels): (usize, usize),
         (box_rows, box_panels): (usize, usize),
     ) -> Result<Self, GpuError> {
@@ -40,9 +41,9 @@ impl TensorMap {
             Self::encode(
                 element,
                 address,
-                &[64, rows, panels],
-                &[panels * 128, 128],
-                &[64, box_rows, box_panels],
+                &[panel_bytes / 2, rows, panels],
+                &[panels * panel_bytes, panel_bytes],
+                &[panel_bytes / 2, box_rows, box_panels],
             )
         }
     }
@@ -62,6 +63,10 @@ impl TensorMap {
             ElementType::F16 => Type::CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
             ElementType::Bf16 | ElementType::F32 => Type::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
         };
+        let swizzle = match part[0] {
+            32 => sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_64B,
+            _ => sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+        };
         let sizes = sizes.map(|n| n as u64);
         let steps: Vec<u64> = steps.iter().map(|n| *n as u64).collect();
         let part = part.map(|n| n as u32);
@@ -79,7 +84,7 @@ impl TensorMap {
                 part.as_ptr(),
                 [1u32; RANK].as_ptr(),
                 sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
-                sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+                swizzle,
                 sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
                 sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
             )

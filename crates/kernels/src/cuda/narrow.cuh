@@ -1,0 +1,95 @@
+// What products with some tens of rows of activations share: narrow.cu, with matrices of sixteen bits and of floats of eight,
+// and narrow_quant.cu.
+//
+// The matrix's rows are the 64 rows of Hopper's asynchronous tensor core instructions, activations their columns, so the tile is
+// as narrow as the batch. The grid is as large as the GPU, and every block makes an equal share of the outputs, some tens of
+// rows of the matrix at a time. One thread has the tensor memory unit fill a ring of shared memory; warpgroups multiply. The
+// matrix does not depend on the kernel before, so the ring is filled with it before waiting for that kernel.
+#pragma once
+#include "wgmma.cuh"
+
+enum Mode { STORE = 0, STORE_F32 = 1, ADD_F32 = 2, SWIGLU = 3 };
+
+// Shares begin at multiples of so many rows of the matrix.
+constexpr int UNIT = 8;
+constexpr int MOST_STAGES = 16;
+
+// Mirrors `Raw` in narrow.rs.
+struct Narrow {
+  void *y;  // [n_rows][n_out]
+  // Where numbers have eight bits: what the matrix's rows and the activations' are multiplied by; null else.
+  const float *matrix_factors, *x_factors;
+  int n_out, n_in, n_rows;
+  int n_passes;    // as many in every block
+  int pass_units;  // most units in a pass; every pass has as many, or one less
+  int stages;
+};
+
+// Whether this is the one thread of a whole warp that is to do something.
+__device__ __forceinline__ bool elected() {
+  uint32_t is;
+  asm volatile("{.reg .pred p; elect.sync _|p, 0xffffffff; selp.u32 %0, 1, 0, p;}" : "=r"(is));
+  return is != 0;
+}
+// Fetches the box of the map at a panel and row: so many panels of the same rows, one after the other.
+__device__ __forceinline__ void copy_panels(uint32_t to, const TensorMap *map, int panel, int row, uint32_t barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4}], [%5];" ::"r"(to),
+      "l"(map), "r"(0), "r"(row), "r"(panel), "r"(barrier)
+      : "memory");
+}
+// The same of what is read once: it leaves the L2 cache first.
+__device__ __forceinline__ void copy_panels_stream(uint32_t to, const TensorMap *map, int panel, int row, uint32_t barrier,
+                                                   uint64_t policy) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1, {%2, %3, %4}], "
+      "[%5], %6;" ::"r"(to),
+      "l"(map), "r"(0), "r"(row), "r"(panel), "r"(barrier), "l"(policy)
+      : "memory");
+}
+
+// A block's share of the matrix's rows, in units, and how it is cut into passes.
+struct Share {
+  int first, n, n_passes;
+  __device__ __forceinline__ Share(const Narrow &p) : n_passes(p.n_passes) {
+    long long n_units = (p.n_out + UNIT - 1) / UNIT;
+    first = (int)(n_units * blockIdx.x / gridDim.x);
+    n = (int)(n_units * (blockIdx.x + 1) / gridDim.x) - first;
+  }
+  __device__ __forceinline__ int begin(int pass) const { return n * pass / n_passes; }
+  // First row of the matrix.
+  __device__ __forceinline__ int row(int pass) const { return (first + begin(pass)) * UNIT; }
+  // Units that are fetched for a pass: at least one, and be it for nothing.
+  __device__ __forceinline__ int fetched(int pass) const { return max(begin(pass + 1) - begin(pass), 1); }
+  // Outputs of a pass.
+  __device__ __forceinline__ int outputs(int pass, const Narrow &p) const {
+    return min((begin(pass + 1) - begin(pass)) * UNIT, p.n_out - row(pass));
+  }
+};
+
+// Of a tile's numbers in a thread of a warpgroup: the output, counted from the tile's first, and the row of activations.
+__device__ __forceinline__ int output_of(int i) { return threadIdx.x / 32 % 4 * 16 + threadIdx.x % 32 / 4 + 8 * (i / 2 & 1); }
+__device__ __forceinline__ int row_of(int i) { return i / 4 * 8 + threadIdx.x % 4 * 2 + (i & 1); }
+
+// What the results of a tile are added to: of `n` outputs from `first` on.
+template <int N> __device__ __forceinline__ void fetch_old(float (&old)[N / 2], const Narrow &p, int first, int n) {
+#pragma unroll
+  for (int i = 0; i < N / 2; i++)
+    old[i] = output_of(i) < n && row_of(i) < p.n_rows ? ((float *)p.y)[(size_t)row_of(i) * p.n_out + first + output_of(i)] : 0.f;
+}
+// A number of a row of results.
+template <int MODE> __device__ __forceinline__ void put(const Narrow &p, int row, int output, float v) {
+  size_t at = (size_t)row * p.n_out + output;
+  if constexpr (MODE == STORE || MODE == SWIGLU)
+    ((Number *)p.y)[at] = from_f32<Number>(v);
+  else
+    ((float *)p.y)[at] = v;
+}
+__device__ __forceinline__ float silu(float v) { return v / (1.f + __expf(-v)); }
+
+// Registers of an instruction, four and sixteen numbers of `d` from `i` on, and their names.
+#define D4(d, i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
+#define D16(d, i) D4(d, i), D4(d, i + 4), D4(d, i + 8), D4(d, i + 12)
+#define R16 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15"
+#define R32 R16 ",%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
+#define R48 R32 ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47"
