@@ -114,6 +114,8 @@ fn bits_of_weight(settings: &[String]) -> f64 {
         .find_map(|setting| setting.strip_prefix("model.isq="));
     match isq.map(|isq| isq.trim_matches('"')) {
         Some("Q8_0" | "8") => 8.5,
+        Some("FP8") => 8.0,
+        Some("Q6K" | "6") => 7.0,
         Some("Q4K" | "Q4_0" | "4") => 5.0,
         _ => 16.0,
     }
