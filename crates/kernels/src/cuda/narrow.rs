@@ -162,12 +162,11 @@ impl Stages {
     fn of(numbers: Numbers, kernels: &Kernels, tile: usize, pass_units: usize) -> Self {
         let (rows, n_matrices, n_columns) = (pass_units * UNIT, kernels.n_matrices, TILES[tile]);
         let x_bytes = PANELS * n_columns * PANEL_BYTES;
-        // The last rows are read in whole tiles.
-        let tiles = kernels.n_tiles * TILE_ROWS;
         let (bytes, read, sums, matrix_panels, groups) = match numbers {
             Numbers::Halves | Numbers::Eighths(_) => {
                 let n_panels = n_matrices * PANELS;
-                let read = ((n_panels - 1) * rows + tiles) * PANEL_BYTES;
+                // The last panel is read in whole tiles.
+                let read = ((n_panels - 1) * rows + kernels.n_tiles * TILE_ROWS) * PANEL_BYTES;
                 let bytes = n_panels * rows * PANEL_BYTES + x_bytes;
                 (bytes, read, 0, (PANEL_BYTES, PANELS), 1)
             }
@@ -175,10 +174,8 @@ impl Stages {
                 let (row_bytes, beside) = codes.chunk_bytes();
                 let scales_at = x_bytes + n_matrices * rows * row_bytes;
                 let bytes = (scales_at + n_matrices * rows * beside).next_multiple_of(1024);
-                let last = (n_matrices - 1) * rows + tiles;
-                let read = (x_bytes + last * row_bytes).max(scales_at + last * beside);
                 let sums = (GROUPS[tile] - 1) * n_matrices * TILE_ROWS * n_columns * 4;
-                (bytes, read, sums, (row_bytes, 1), GROUPS[tile])
+                (bytes, bytes, sums, (row_bytes, 1), GROUPS[tile])
             }
         };
         let beside = sums.max(read.saturating_sub(bytes)) + 1024;

@@ -33,18 +33,33 @@ __device__ __forceinline__ uint32_t twice(int upper, uint32_t two) {
 #endif
 }
 
-// Sixteen inputs each: weights of a warp's sixteen rows, from `row` of the tile on.
+// Sixteen inputs each: weights of a warp's sixteen rows.
 using Weights = uint32_t[K / 16][4];
+
+// Rows of a tile, of which `n` were fetched, whose codes a lane asks ldmatrix for, and those whose weights it is given. Instead of what
+// was not fetched, the last row.
+struct Rows {
+  int asked, low, high;
+  __device__ __forceinline__ explicit Rows(int n) {
+    int first = threadIdx.x / 32 % 4 * 16, lane = threadIdx.x % 32;
+    asked = min(first + lane % 16, n - 1);
+    low = min(first + lane / 4, n - 1), high = min(first + lane / 4 + 8, n - 1);
+  }
+  // Address of 16-byte piece `piece` of the asked row, of so many of a row.
+  template <int PIECES> __device__ __forceinline__ uint32_t piece(uint32_t codes, int piece) const {
+    return codes + (uint32_t)(asked * PIECES + (piece ^ (PIECES == 8 ? asked & 7 : asked / 2 & 3))) * 16;
+  }
+};
 
 struct Bytes {
   static constexpr int ROW_BYTES = 128, SCALE_BYTES = 8;
-  static __device__ __forceinline__ void weights(Weights &a, uint32_t codes, uint32_t scales, int row) {
-    int lane = threadIdx.x % 32, g = lane / 4;
-    uint2 low = shared_words(scales + (row + g) * 8), high = shared_words(scales + (row + g + 8) * 8);
+  static __device__ __forceinline__ void weights(Weights &a, uint32_t codes, uint32_t scales, const Rows &rows) {
+    int lane = threadIdx.x % 32;
+    uint2 low = shared_words(scales + rows.low * 8), high = shared_words(scales + rows.high * 8);
 #pragma unroll
     for (int block = 0; block < 4; block++) {
       uint32_t w[4];
-      ldmatrix(w, codes + (uint32_t)((row + lane % 16) * 8 + ((block * 2 + lane / 16) ^ (lane & 7))) * 16);
+      ldmatrix(w, rows.piece<8>(codes, block * 2 + lane / 16));
       uint32_t s = twice(block % 2, block < 2 ? low.x : low.y), t = twice(block % 2, block < 2 ? high.x : high.y);
 #pragma unroll
       for (int half = 0; half < 2; half++) {
@@ -59,16 +74,16 @@ struct Bytes {
 
 struct Nibbles {
   static constexpr int ROW_BYTES = 64, SCALE_BYTES = 16;
-  static __device__ __forceinline__ void weights(Weights &a, uint32_t codes, uint32_t scales, int row) {
-    int lane = threadIdx.x % 32, g = lane / 4;
+  static __device__ __forceinline__ void weights(Weights &a, uint32_t codes, uint32_t scales, const Rows &rows) {
+    int lane = threadIdx.x % 32;
     auto number = [](uint32_t w, uint32_t scale, uint32_t minimum) {
       return times_minus(minus(of_nibbles(w), NIBBLE_BASE), scale, minimum);
     };
 #pragma unroll
     for (int pair = 0; pair < 2; pair++) {
       uint32_t w[4];
-      ldmatrix(w, codes + (uint32_t)((row + lane % 16) * 4 + ((pair * 2 + lane / 16) ^ (lane / 2 & 3))) * 16);
-      uint2 low = shared_words(scales + (row + g) * 16 + pair * 8), high = shared_words(scales + (row + g + 8) * 16 + pair * 8);
+      ldmatrix(w, rows.piece<4>(codes, pair * 2 + lane / 16));
+      uint2 low = shared_words(scales + rows.low * 16 + pair * 8), high = shared_words(scales + rows.high * 16 + pair * 8);
 #pragma unroll
       for (int i = 0; i < 2; i++) {
         uint32_t top = w[2 * i], bottom = w[2 * i + 1], l = i ? low.y : low.x, h = i ? high.y : high.x;
@@ -86,17 +101,17 @@ struct Nibbles {
 
 struct Sixes {
   static constexpr int ROW_BYTES = 64, SCALE_BYTES = SIXES_BESIDE;
-  static __device__ __forceinline__ void weights(Weights &a, uint32_t codes, uint32_t beside, int row) {
-    int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-    uint32_t rows[2] = {beside + (row + g) * SCALE_BYTES, beside + (row + g + 8) * SCALE_BYTES};
+  static __device__ __forceinline__ void weights(Weights &a, uint32_t codes, uint32_t beside, const Rows &rows) {
+    int lane = threadIdx.x % 32, t = lane % 4;
+    uint32_t of_row[2] = {beside + rows.low * SCALE_BYTES, beside + rows.high * SCALE_BYTES};
 #pragma unroll
     for (int pair = 0; pair < 2; pair++) {
       uint32_t w[4];
-      ldmatrix(w, codes + (uint32_t)((row + lane % 16) * 4 + ((pair * 2 + lane / 16) ^ (lane / 2 & 3))) * 16);
+      ldmatrix(w, rows.piece<4>(codes, pair * 2 + lane / 16));
 #pragma unroll
-      for (int r = 0; r < 2; r++) {  // row g, row g + 8
-        uint32_t upper = shared_word(rows[r] + pair * 16 + t * 4);
-        uint2 scales = shared_words(rows[r] + SIXES_SCALES + pair * 8);
+      for (int r = 0; r < 2; r++) {
+        uint32_t upper = shared_word(of_row[r] + pair * 16 + t * 4);
+        uint2 scales = shared_words(of_row[r] + SIXES_SCALES + pair * 8);
 #pragma unroll
         for (int i = 0; i < 2; i++) {
           uint32_t v = w[2 * i + r], u = i ? upper >> 4 : upper << 4;  // the block's first input to bit 4
@@ -147,9 +162,9 @@ __device__ __forceinline__ void narrow(const Narrow &p, const TensorMap *most, c
   Share share(p);
   int n_chunks = p.n_in / K, total = p.n_passes * n_chunks, matrix_rows = MATRICES * p.n_out;
 
-  // Stages: panels of activations, then codes (of the gates, of the ups), then what lies beside them. What is read beyond the rows
-  // that were fetched goes into results that nobody looks at. A stage is always the same group's, as the ring is a multiple of groups
-  // long: who waits for a barrier's next phase by its parity must have seen the one before. Behind the ring the sums that groups hand to the first.
+  // Stages: panels of activations, then codes (of the gates, of the ups), then what lies beside them. A stage is always the same
+  // group's, as the ring is a multiple of groups long: who waits for a barrier's next phase by its parity must have seen the one
+  // before. Behind the ring the sums that groups hand to the first.
   uint32_t ring = ((uint32_t)__cvta_generic_to_shared(shared) + 1023) & ~1023u;
   uint32_t scales_at = X_BYTES + MATRICES * p.pass_units * UNIT * ROW_BYTES;
   uint32_t stage_bytes = scales_at + MATRICES * p.pass_units * UNIT * SCALE_BYTES + 1023 & ~1023u;
@@ -197,13 +212,14 @@ __device__ __forceinline__ void narrow(const Narrow &p, const TensorMap *most, c
   } else {  // multiplies
     wait_previous();
     allow_next();  // sooner, its blocks would come between these and the ones before
-    int group = warp / 4, row = warp % 4 * 16;
+    int group = warp / 4;
     float *sums = (float *)(shared + (ring - (uint32_t)__cvta_generic_to_shared(shared)) + p.stages * stage_bytes) + threadIdx.x % 128;
     uint32_t base = (uint32_t)panel_descriptor(ring, 16);
     float old[MODE == ADD_F32 ? N / 2 : 1];
     int i = group, stage = group, parity = 0;
     for (int pass = 0; pass < p.n_passes; pass++) {
-      int first = share.row(pass), n = share.outputs(pass, p), rows = share.fetched(pass) * UNIT;
+      int first = share.row(pass), n = share.outputs(pass, p), n_fetched = share.fetched(pass) * UNIT;
+      Rows rows(n_fetched);
       if constexpr (MODE == ADD_F32)
         if (group == 0) fetch_old<N>(old, p, first, n);
       float acc[MATRICES][N / 2] = {};
@@ -213,7 +229,8 @@ __device__ __forceinline__ void narrow(const Narrow &p, const TensorMap *most, c
 #pragma unroll
         for (int m = 0; m < MATRICES; m++) {
           Weights a;
-          Format::weights(a, ring + at + X_BYTES + m * rows * ROW_BYTES, ring + at + scales_at + m * rows * SCALE_BYTES, row);
+          Format::weights(a, ring + at + X_BYTES + m * n_fetched * ROW_BYTES,
+                          ring + at + scales_at + m * n_fetched * SCALE_BYTES, rows);
           wgmma_begin();
 #pragma unroll
           for (int kk = 0; kk < K / 16; kk++) multiply(acc[m], a[kk], b + (kk / 4 * PANEL_BYTES + kk % 4 * 32 >> 4));
