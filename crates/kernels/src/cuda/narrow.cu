@@ -6,8 +6,8 @@
 #include "narrow.cuh"
 
 // Panels of a stage, 128 bytes of every row each; of a unit.
-constexpr int PANELS = 2;
-constexpr int UNIT_BYTES = UNIT * 128;
+[[maybe_unused]] constexpr int PANELS = 2;
+[[maybe_unused]] constexpr int UNIT_BYTES = UNIT * 128;
 
 // d = a · bᵀ (accumulate: d +=): 64 rows, N rows, 32 bytes of each. Of the panels' descriptors only one half differs.
 #define MULTIPLY(N, INSTRUCTION, HALF, REGISTERS, A, B, P, ORDERS, ...)                                                  \
