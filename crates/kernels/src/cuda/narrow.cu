@@ -132,7 +132,7 @@ __device__ __forceinline__ void narrow(const Narrow &p, const TensorMap *most, c
         if constexpr (Numbers::SCALED) {
 #pragma unroll
           for (int r = 0; r < 2; r++)
-            if (tile * 64 + output_of(2 * r) < n) factor[r] = p.matrix_factors[first + tile * 64 + output_of(2 * r)];
+            if (tile * 64 + output_of(2 * r) < n) factor[r] = ((const float *)p.matrix_factors)[first + tile * 64 + output_of(2 * r)];
         }
 #pragma unroll
         for (int i = 0; i < N / 2; i++) {

@@ -17,8 +17,10 @@ constexpr int MOST_STAGES = 16;
 // Mirrors `Raw` in narrow.rs.
 struct Narrow {
   void *y;  // [n_rows][n_out]
-  // Where numbers have eight bits: what the matrix's rows and the activations' are multiplied by; null else.
-  const float *matrix_factors, *x_factors;
+  // Of floats of eight bits: what the matrix's rows and the activations' are multiplied by. Of codes the first is what lies beside
+  // them. Null else.
+  const void *matrix_factors;
+  const float *x_factors;
   int n_out, n_in, n_rows;
   int n_passes;    // as many in every block
   int pass_units;  // most units in a pass; every pass has as many, or one less
