@@ -126,9 +126,7 @@ impl Device {
             kernels,
         } in modules::all()
         {
-            let is_of_hopper = ["attend_wgmma", "narrow_"]
-                .iter()
-                .any(|kind| kernels[0].starts_with(kind));
+            let is_of_hopper = is_of(kernels[0], &["attend_wgmma", "narrow_"]);
             if is_of_hopper && !self.has_wgmma() {
                 continue;
             }
@@ -141,10 +139,7 @@ impl Device {
                 // SAFETY: the module was loaded above and lives as long as the device.
                 let kernel =
                     unsafe { result::module::get_function(module, symbol) }.during("finding a kernel")?;
-                if ["attend_", "gemv_", "narrow_"]
-                    .iter()
-                    .any(|kind| name.starts_with(kind))
-                {
+                if is_of(name, &["attend_", "gemv_", "narrow_"]) {
                     let attribute =
                         sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
                     // Static shared memory counts too: leave it room.
@@ -279,6 +274,11 @@ impl Device {
         .result()
         .during(kernel.1)
     }
+}
+
+/// Whether a kernel is of one of these kinds, by its name.
+fn is_of(name: &str, kinds: &[&str]) -> bool {
+    kinds.iter().any(|kind| name.starts_with(kind))
 }
 
 impl Drop for Device {

@@ -4,7 +4,7 @@ use super::device::{Grid, MAX_SHARED_BYTES, arguments};
 use super::error::GpuError;
 use super::quantized::Codes;
 use super::tensor::TensorMap;
-use super::{Device, Output};
+use super::{Device, Output, Product};
 use crate::ElementType;
 
 /// Rows of activations that these kernels take, each by the tile that has room for them. Of more cuBLASLt's products are as fast.
@@ -129,6 +129,25 @@ fn tile(n_rows: usize) -> Option<usize> {
 }
 
 impl Narrow {
+    /// Of a product, `n_rows` of its rows.
+    pub(super) fn of(
+        p: &Product<'_>,
+        n_rows: usize,
+        becomes: Becomes,
+        operands: [u64; 3],
+        numbers: Numbers,
+    ) -> Self {
+        Self {
+            element: p.element,
+            n_out: p.n_out,
+            n_in: p.n_in,
+            n_rows,
+            becomes,
+            operands,
+            numbers,
+        }
+    }
+
     fn kernels(&self) -> Option<&'static Kernels> {
         let kinds: &[Kernels] = match self.numbers {
             Numbers::Halves => &HALVES,

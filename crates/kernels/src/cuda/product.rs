@@ -110,16 +110,13 @@ impl Device {
         let Rows::Plain(x) = x else {
             panic!("a product of {n_rows} rows takes them as they are");
         };
-        if let Some(codes) = self.narrow_codes(p, n_rows, Becomes::Plain(output)) {
-            return self.multiply_codes_narrow(p, codes, x, y, n_rows, Becomes::Plain(output));
+        if let Some(matrix) = self.narrow_matrix(p, n_rows, Becomes::Plain(output)) {
+            return self.multiply_in_tiles(p, matrix, x, y, n_rows, Becomes::Plain(output));
         }
         match p.matrix {
             Weights::Plain(_) if n_rows <= p.few_rows() => p
                 .slices(n_rows, x, y, output)
                 .try_for_each(|few| self.multiply_few(&few, output)),
-            Weights::Plain(matrix) if self.suits_plain_narrow(p, n_rows) => {
-                self.multiply_plain_narrow(p, matrix, x, y, n_rows, Becomes::Plain(output))
-            }
             Weights::Plain(matrix) => self.multiply_many(p, matrix, x, y, n_rows, output),
             // Of f32 results there are many (the head's): no room for such a matrix.
             Weights::Quantized { .. } if n_rows <= FEW_READINGS_ROWS || output == Output::StoreF32 => p
@@ -170,87 +167,61 @@ impl Device {
         })
     }
 
-    fn suits_plain_narrow(&self, p: &Product<'_>, n_rows: usize) -> bool {
-        p.element.is_sixteen_bits() && self.suits_narrow(n_rows, p.n_in * 2)
-    }
-
-    /// By own kernels, in the weights' type; `y`: `[n_rows][n_out]`.
-    fn multiply_plain_narrow(
-        &self,
-        p: &Product<'_>,
-        matrix: Span<'_>,
-        x: Span<'_>,
-        y: Span<'_>,
-        n_rows: usize,
-        becomes: Becomes,
-    ) -> Result<(), GpuError> {
-        let (n_matrices, result_bytes) = becomes.sizes(p.element);
-        let narrow = Narrow {
-            element: p.element,
-            n_out: p.n_out,
-            n_in: p.n_in,
-            n_rows,
-            becomes,
-            operands: [
-                matrix.holding(n_matrices * p.n_out * p.n_in, 2),
-                x.holding(n_rows * p.n_in, 2),
-                y.holding(n_rows * p.n_out, result_bytes),
-            ],
-            numbers: Multiplied::Halves,
-        };
-        // SAFETY: sizes were checked above; the matrix is of weights.
-        unsafe { self.multiply_narrow(&narrow) }
-    }
-
-    /// The codes that own kernels for some tens of rows multiply with, and how many rows at once, if they do.
-    fn narrow_codes<'a>(
-        &self,
-        p: &Product<'a>,
-        n_rows: usize,
-        becomes: Becomes,
-    ) -> Option<(&'a QuantMatrix, usize)> {
-        let Weights::Quantized { matrix, .. } = p.matrix else {
+    /// The matrix as own kernels for some tens of rows take it, if they do this product: more rows than those for few multiply.
+    fn narrow_matrix(&self, p: &Product<'_>, n_rows: usize, becomes: Becomes) -> Option<NarrowMatrix> {
+        if n_rows <= FEW_ROWS {
             return None;
-        };
-        let at_once = self.narrow_codes_rows(matrix.codes(), p.n_out)?;
-        // Of the head's results there are too many for what else there is for more rows.
-        let is_head = becomes == Becomes::Plain(Output::StoreF32);
-        let does = n_rows > FEW_ROWS && (n_rows <= NARROW_READINGS_ROWS || is_head);
-        does.then_some((matrix, at_once))
+        }
+        let n_out = becomes.sizes(p.element).0 * p.n_out;
+        match p.matrix {
+            Weights::Plain(matrix) => {
+                let does = p.element.is_sixteen_bits() && self.suits_narrow(n_rows, p.n_in * 2);
+                does.then(|| NarrowMatrix {
+                    address: matrix.holding(n_out * p.n_in, 2),
+                    numbers: Multiplied::Halves,
+                    at_once: n_rows,
+                })
+            }
+            Weights::Quantized { matrix, .. } => {
+                let at_once = self.narrow_codes_rows(matrix.codes(), p.n_out)?;
+                // Of the head's results there are too many for what else there is for more rows.
+                let is_head = becomes == Becomes::Plain(Output::StoreF32);
+                (n_rows <= NARROW_READINGS_ROWS || is_head).then(|| {
+                    let (address, beside) = matrix.holding(n_out, p.n_in);
+                    NarrowMatrix {
+                        address,
+                        numbers: Multiplied::Codes(matrix.codes(), beside),
+                        at_once,
+                    }
+                })
+            }
+        }
     }
 
-    /// By own kernels, so many rows at once; `y`: `[n_rows][n_out]`.
-    fn multiply_codes_narrow(
+    /// By own kernels for some tens of rows; `y`: `[n_rows][n_out]`.
+    fn multiply_in_tiles(
         &self,
         p: &Product<'_>,
-        (matrix, at_once): (&QuantMatrix, usize),
+        matrix: NarrowMatrix,
         x: Span<'_>,
         y: Span<'_>,
         n_rows: usize,
         becomes: Becomes,
     ) -> Result<(), GpuError> {
-        let (n_matrices, result_bytes) = becomes.sizes(p.element);
-        let (codes, beside) = matrix.holding(n_matrices * p.n_out, p.n_in);
-        (0..n_rows).step_by(at_once).try_for_each(|first| {
-            let n_rows = at_once.min(n_rows - first);
+        let (_, result_bytes) = becomes.sizes(p.element);
+        (0..n_rows).step_by(matrix.at_once).try_for_each(|first| {
+            let n_rows = matrix.at_once.min(n_rows - first);
             let (x, y) = (
                 x.after(first * p.n_in * 2),
                 y.after(first * p.n_out * result_bytes),
             );
-            let narrow = Narrow {
-                element: p.element,
-                n_out: p.n_out,
-                n_in: p.n_in,
-                n_rows,
-                becomes,
-                operands: [
-                    codes,
-                    x.holding(n_rows * p.n_in, 2),
-                    y.holding(n_rows * p.n_out, result_bytes),
-                ],
-                numbers: Multiplied::Codes(matrix.codes(), beside),
-            };
-            // SAFETY: sizes were checked above; the matrix is of weights.
+            let operands = [
+                matrix.address,
+                x.holding(n_rows * p.n_in, 2),
+                y.holding(n_rows * p.n_out, result_bytes),
+            ];
+            let narrow = Narrow::of(p, n_rows, becomes, operands, matrix.numbers);
+            // SAFETY: sizes were checked above and in `narrow_matrix`; the matrix is of weights.
             unsafe { self.multiply_narrow(&narrow) }
         })
     }
@@ -289,15 +260,9 @@ impl Device {
             x.factors.holding(x.n_rows, 4),
         );
         if self.suits_narrow(x.n_rows, p.n_in) {
-            let narrow = Narrow {
-                element: p.element,
-                n_out: p.n_out,
-                n_in: p.n_in,
-                n_rows: x.n_rows,
-                becomes: Becomes::Plain(output),
-                operands: [codes, x_codes, y],
-                numbers: Multiplied::Eighths([matrix_factors, x_factors]),
-            };
+            let operands = [codes, x_codes, y];
+            let numbers = Multiplied::Eighths([matrix_factors, x_factors]);
+            let narrow = Narrow::of(p, x.n_rows, Becomes::Plain(output), operands, numbers);
             // SAFETY: sizes were checked above; the matrix is of weights.
             return unsafe { self.multiply_narrow(&narrow) };
         }
@@ -321,10 +286,10 @@ impl Device {
             ..*p
         };
         if let Rows::Plain(x) = x
-            && let Some(codes) = self.narrow_codes(p, n_rows, Becomes::SwiGlu)
+            && let Some(matrix) = self.narrow_matrix(p, n_rows, Becomes::SwiGlu)
             && self.rounded(next, n_rows).is_none()
         {
-            self.multiply_codes_narrow(p, codes, x, act, n_rows, Becomes::SwiGlu)?;
+            self.multiply_in_tiles(p, matrix, x, act, n_rows, Becomes::SwiGlu)?;
             return Ok(Rows::Plain(act));
         }
         let few = match p.matrix {
@@ -339,13 +304,6 @@ impl Device {
                 .try_for_each(|few| self.swiglu_few(&few))?;
             return Ok(Rows::Plain(act));
         }
-        if let (Rows::Plain(x), Weights::Plain(matrix)) = (x, p.matrix)
-            && self.suits_plain_narrow(p, n_rows)
-            && self.rounded(next, n_rows).is_none()
-        {
-            self.multiply_plain_narrow(p, matrix, x, act, n_rows, Becomes::SwiGlu)?;
-            return Ok(Rows::Plain(act));
-        }
         self.multiply(&both, x, scratch, n_rows, Output::Store)?;
         if let Some((_, rounded)) = self.rounded(next, n_rows) {
             self.swiglu_rounded(next.element, scratch, &rounded)?;
@@ -354,6 +312,14 @@ impl Device {
         self.swiglu(p.element, scratch, act, n_rows, p.n_out)?;
         Ok(Rows::Plain(act))
     }
+}
+
+/// A matrix as own kernels for some tens of rows take it.
+struct NarrowMatrix {
+    address: u64,
+    numbers: Multiplied,
+    /// Rows of activations that share a reading of it.
+    at_once: usize,
 }
 
 impl Becomes {
