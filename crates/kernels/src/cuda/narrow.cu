@@ -52,47 +52,28 @@ __device__ __forceinline__ void narrow(const Narrow &p, const TensorMap *most, c
   // the rows that were fetched: what it makes of them nobody looks at.
   uint32_t ring = ((uint32_t)__cvta_generic_to_shared(shared) + 1023) & ~1023u;
   uint32_t x_at = MATRICES * PANELS * p.pass_units * UNIT_BYTES, stage_bytes = x_at + PANELS * X_BYTES;
-  uint32_t full = (uint32_t)__cvta_generic_to_shared(barriers[0]), empty = (uint32_t)__cvta_generic_to_shared(barriers[1]);
-  if (threadIdx.x == 0) {
-    for (int stage = 0; stage < p.stages; stage++) {
-      barrier_init(full + stage * 8, 1);
-      barrier_init(empty + stage * 8, 4);
-    }
-    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-  }
-  __syncthreads();
+  Ring turns(barriers, p.stages);
 
   if (warp == 4) {  // fetches
     if (!elected()) return;
     uint64_t policy = streaming_policy();
     auto fetch_matrix = [&](int pass, int chunk, int stage) {
-      uint32_t to = ring + stage * stage_bytes, barrier = full + stage * 8;
+      uint32_t to = ring + stage * stage_bytes, full = turns.full + stage * 8;
       int row = share.row(pass), units = share.fetched(pass), bytes = PANELS * units * UNIT_BYTES;
-      barrier_expect(barrier, MATRICES * bytes + PANELS * X_BYTES);
+      barrier_expect(full, MATRICES * bytes + PANELS * X_BYTES);
 #pragma unroll
       for (int m = 0; m < MATRICES; m++)
-        copy_panels_stream(to + m * bytes, units == p.pass_units ? most : less, chunk * PANELS, row + m * p.n_out, barrier, policy);
+        copy_panels_stream(to + m * bytes, units == p.pass_units ? most : less, chunk * PANELS, row + m * p.n_out, full, policy);
     };
     auto fetch_x = [&](int chunk, int stage) {
-      copy_panels(ring + stage * stage_bytes + x_at, x, chunk * PANELS, 0, full + stage * 8);
+      copy_panels(ring + stage * stage_bytes + x_at, x, chunk * PANELS, 0, turns.full + stage * 8);
     };
-    int total = p.n_passes * n_chunks, ahead = min(p.stages, total);
-    for (int i = 0; i < ahead; i++) fetch_matrix(i / n_chunks, i % n_chunks, i);
-    wait_previous();
-    for (int i = 0; i < ahead; i++) fetch_x(i % n_chunks, i);
-    int pass = ahead / n_chunks, chunk = ahead % n_chunks, stage = 0, parity = 0;
-    for (int i = ahead; i < total; i++) {
-      barrier_wait(empty + stage * 8, parity);
-      fetch_matrix(pass, chunk, stage);
-      fetch_x(chunk, stage);
-      if (++chunk == n_chunks) chunk = 0, pass++;
-      if (++stage == p.stages) stage = 0, parity ^= 1;
-    }
+    turns.fill(p, n_chunks, fetch_matrix, fetch_x);
   } else {  // multiplies
     wait_previous();
     allow_next();  // sooner, its blocks would come between these and the ones before
     auto release = [&](int stage) {
-      if (lane == 0) barrier_arrive(empty + stage * 8);
+      if (lane == 0) barrier_arrive(turns.empty + stage * 8);
     };
     // Of a descriptor the half that differs; addresses in it count 16 bytes.
     uint32_t base = (uint32_t)panel_descriptor(ring, 16);
@@ -105,7 +86,7 @@ __device__ __forceinline__ void narrow(const Narrow &p, const TensorMap *most, c
       uint32_t panel_bytes = share.fetched(pass) * UNIT_BYTES;
       int before = -1;
       for (int chunk = 0; chunk < n_chunks; chunk++) {
-        barrier_wait(full + stage * 8, parity);
+        barrier_wait(turns.full + stage * 8, parity);
         uint32_t a = base + (stage * stage_bytes >> 4), b = a + (x_at >> 4);
         wgmma_begin();
 #pragma unroll

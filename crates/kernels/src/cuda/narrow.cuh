@@ -69,6 +69,39 @@ struct Share {
   }
 };
 
+// Barriers of a ring of stages in shared memory, by address: of a stage that is full, and of one that a warpgroup is through with.
+struct Ring {
+  uint32_t full, empty;
+  // Of all of a block's threads.
+  __device__ __forceinline__ Ring(uint64_t (&barriers)[2][MOST_STAGES], int stages) {
+    full = (uint32_t)__cvta_generic_to_shared(barriers[0]), empty = (uint32_t)__cvta_generic_to_shared(barriers[1]);
+    if (threadIdx.x == 0) {
+      for (int stage = 0; stage < stages; stage++) {
+        barrier_init(full + stage * 8, 1);
+        barrier_init(empty + stage * 8, 4);
+      }
+      asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    }
+    __syncthreads();
+  }
+  // Of one thread: fetches every chunk of every pass, as stages become free; activations after the kernel before.
+  template <class Matrix, class X>
+  __device__ __forceinline__ void fill(const Narrow &p, int n_chunks, Matrix fetch_matrix, X fetch_x) const {
+    int total = p.n_passes * n_chunks, ahead = min(p.stages, total);
+    for (int i = 0; i < ahead; i++) fetch_matrix(i / n_chunks, i % n_chunks, i);
+    wait_previous();
+    for (int i = 0; i < ahead; i++) fetch_x(i % n_chunks, i);
+    int pass = ahead / n_chunks, chunk = ahead % n_chunks, stage = 0, parity = 0;
+    for (int i = ahead; i < total; i++) {
+      barrier_wait(empty + stage * 8, parity);
+      fetch_matrix(pass, chunk, stage);
+      fetch_x(chunk, stage);
+      if (++chunk == n_chunks) chunk = 0, pass++;
+      if (++stage == p.stages) stage = 0, parity ^= 1;
+    }
+  }
+};
+
 // Of a tile's numbers in a thread of a warpgroup: the output, counted from the tile's first, and the row of activations.
 __device__ __forceinline__ int output_of(int i) { return threadIdx.x / 32 % 4 * 16 + threadIdx.x % 32 / 4 + 8 * (i / 2 & 1); }
 __device__ __forceinline__ int row_of(int i) { return i / 4 * 8 + threadIdx.x % 4 * 2 + (i & 1); }

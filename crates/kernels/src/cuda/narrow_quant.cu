@@ -160,7 +160,7 @@ __device__ __forceinline__ void narrow(const Narrow &p, const TensorMap *most, c
   __shared__ uint64_t barriers[2][MOST_STAGES];
   int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   Share share(p);
-  int n_chunks = p.n_in / K, total = p.n_passes * n_chunks, matrix_rows = MATRICES * p.n_out;
+  int n_chunks = p.n_in / K, matrix_rows = MATRICES * p.n_out;
 
   // Stages: panels of activations, then codes (of the gates, of the ups), then what lies beside them. A stage is always the same
   // group's, as the ring is a multiple of groups long: who waits for a barrier's next phase by its parity must have seen the one
@@ -168,47 +168,28 @@ __device__ __forceinline__ void narrow(const Narrow &p, const TensorMap *most, c
   uint32_t ring = ((uint32_t)__cvta_generic_to_shared(shared) + 1023) & ~1023u;
   uint32_t scales_at = X_BYTES + MATRICES * p.pass_units * UNIT * ROW_BYTES;
   uint32_t stage_bytes = scales_at + MATRICES * p.pass_units * UNIT * SCALE_BYTES + 1023 & ~1023u;
-  uint32_t full = (uint32_t)__cvta_generic_to_shared(barriers[0]), empty = (uint32_t)__cvta_generic_to_shared(barriers[1]);
-  if (threadIdx.x == 0) {
-    for (int stage = 0; stage < p.stages; stage++) {
-      barrier_init(full + stage * 8, 1);
-      barrier_init(empty + stage * 8, 4);
-    }
-    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-  }
-  __syncthreads();
+  Ring turns(barriers, p.stages);
 
   if (warp == GROUPS * 4) {  // fetches
     if (!elected()) return;
     uint64_t policy = streaming_policy();
     auto fetch_matrix = [&](int pass, int chunk, int stage) {
-      uint32_t to = ring + stage * stage_bytes, barrier = full + stage * 8;
+      uint32_t to = ring + stage * stage_bytes, full = turns.full + stage * 8;
       int units = share.fetched(pass), rows = units * UNIT, begin = share.row(pass), scale_rows[MATRICES], all = 0;
 #pragma unroll
       for (int m = 0; m < MATRICES; m++) all += scale_rows[m] = min(rows, matrix_rows - begin - m * p.n_out);
-      barrier_expect(barrier, MATRICES * rows * ROW_BYTES + all * SCALE_BYTES + X_BYTES);
+      barrier_expect(full, MATRICES * rows * ROW_BYTES + all * SCALE_BYTES + X_BYTES);
 #pragma unroll
       for (int m = 0; m < MATRICES; m++) {
         int row = begin + m * p.n_out;
-        copy_panels_stream(to + X_BYTES + m * rows * ROW_BYTES, units == p.pass_units ? most : less, chunk, row, barrier, policy);
+        copy_panels_stream(to + X_BYTES + m * rows * ROW_BYTES, units == p.pass_units ? most : less, chunk, row, full, policy);
         copy_bytes_stream(to + scales_at + m * rows * SCALE_BYTES,
                           (const char *)p.matrix_factors + ((size_t)chunk * matrix_rows + row) * SCALE_BYTES,
-                          scale_rows[m] * SCALE_BYTES, barrier, policy);
+                          scale_rows[m] * SCALE_BYTES, full, policy);
       }
     };
-    auto fetch_x = [&](int chunk, int stage) { copy_panels(ring + stage * stage_bytes, x, chunk * 2, 0, full + stage * 8); };
-    int ahead = min(p.stages, total);
-    for (int i = 0; i < ahead; i++) fetch_matrix(i / n_chunks, i % n_chunks, i);
-    wait_previous();
-    for (int i = 0; i < ahead; i++) fetch_x(i % n_chunks, i);
-    int pass = ahead / n_chunks, chunk = ahead % n_chunks, stage = 0, parity = 0;
-    for (int i = ahead; i < total; i++) {
-      barrier_wait(empty + stage * 8, parity);
-      fetch_matrix(pass, chunk, stage);
-      fetch_x(chunk, stage);
-      if (++chunk == n_chunks) chunk = 0, pass++;
-      if (++stage == p.stages) stage = 0, parity ^= 1;
-    }
+    auto fetch_x = [&](int chunk, int stage) { copy_panels(ring + stage * stage_bytes, x, chunk * 2, 0, turns.full + stage * 8); };
+    turns.fill(p, n_chunks, fetch_matrix, fetch_x);
   } else {  // multiplies
     wait_previous();
     allow_next();  // sooner, its blocks would come between these and the ones before
@@ -224,7 +205,7 @@ __device__ __forceinline__ void narrow(const Narrow &p, const TensorMap *most, c
         if (group == 0) fetch_old<N>(old, p, first, n);
       float acc[MATRICES][N / 2] = {};
       for (; i < (pass + 1) * n_chunks; i += GROUPS) {
-        barrier_wait(full + stage * 8, parity);
+        barrier_wait(turns.full + stage * 8, parity);
         uint32_t at = stage * stage_bytes, b = base + (at >> 4);
 #pragma unroll
         for (int m = 0; m < MATRICES; m++) {
@@ -238,7 +219,7 @@ __device__ __forceinline__ void narrow(const Narrow &p, const TensorMap *most, c
           wgmma_wait<0>();
           hold(acc[m]);
         }
-        if (lane == 0) barrier_arrive(empty + stage * 8);
+        if (lane == 0) barrier_arrive(turns.empty + stage * 8);
         stage += GROUPS;
         if (stage >= p.stages) stage -= p.stages, parity ^= 1;
       }
