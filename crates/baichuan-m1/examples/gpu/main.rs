@@ -1,6 +1,6 @@
 //! Checks and measures the model on a GPU: `gpu golden DIR`, `gpu range`, `gpu sample [VOCABULARY…]`, `gpu agree`,
 //! `gpu agree-full`, `gpu mixed`, `gpu products`, `gpu quant [ROWS…]`; `gpu all DIR` for all of these but `agree-full`;
-//! `gpu speed [--dtype bf16|f16] [--isq FORMAT] [ROW…]`.
+//! `gpu speed [--dtype bf16|f16] [--isq FORMAT] [ROW…]`, `gpu product-speed [--isq FORMAT] ROWS…`.
 //!
 //! Needs no checkpoint but the golden ones of `tests/golden`: larger weights are drawn on the device. Exits with an
 //! error at the first check that fails.
@@ -8,6 +8,7 @@
 mod agree;
 mod golden;
 mod mixed;
+mod product_speed;
 mod products;
 mod quant;
 mod range;
@@ -56,12 +57,16 @@ fn main() -> Outcome {
                 rows => speed::measure(rows, dtype, None),
             }
         }
+        ["product-speed", "--isq", format, rows @ ..] => {
+            product_speed::measure(rows, Some(quant::format(format)?))
+        }
+        ["product-speed", rows @ ..] => product_speed::measure(rows, None),
         _ => Err(USAGE.into()),
     }
 }
 
 const USAGE: &str = "usage: gpu golden DIR | range | sample [VOCABULARY…] | agree | agree-full | mixed | products | quant [ROWS…] | \
-    all DIR | speed [--dtype bf16|f16] [--isq FORMAT] [ROW…]";
+    all DIR | speed [--dtype bf16|f16] [--isq FORMAT] [ROW…] | product-speed [--isq FORMAT] ROWS…";
 
 /// A line on standard output, at once.
 pub(crate) fn say(line: std::fmt::Arguments<'_>) -> Outcome {

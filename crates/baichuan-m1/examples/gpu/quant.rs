@@ -10,6 +10,8 @@ use crate::{Outcome, say};
 /// the sixteen that products of floats of eight bits come in; so many that a block makes them in several passes.
 const SHAPES: [(usize, usize); 3] = [(1006, 1280), (1008, 1280), (18_000, 256)];
 const ROWS: [usize; 10] = [1, 5, 8, 16, 32, 33, 48, 100, 112, 200];
+/// With matrices of the published model: a cluster's way to share a product out is another for each.
+const PUBLISHED_ROWS: [usize; 4] = [20, 64, 128, 200];
 const FORMATS: [QuantFormat; 5] = [
     QuantFormat::Ggml(GgmlFormat::Q8_0),
     QuantFormat::Ggml(GgmlFormat::Q4_0),
@@ -43,6 +45,9 @@ pub(crate) fn check(rows: &[&str]) -> Outcome {
                 for &n_rows in &rows {
                     checked.products(&device, &numbers(n_rows * shape.1, 7))?;
                 }
+            }
+            if all && format != QuantFormat::Fp8 {
+                published(&device, element, format)?;
             }
         }
         // Next to one large number of each row all others are less than the least normal one; activations leave it out,
@@ -278,6 +283,82 @@ pub(crate) fn multiply(matrix: &[f32], x: &[f32], n_in: usize) -> Vec<f64> {
     x.chunks(n_in)
         .flat_map(|x| matrix.chunks(n_in).map(move |w| dot(w, x)))
         .collect()
+}
+
+/// Products of the published model's shapes, which clusters split and blocks make in passes: rows together against the same
+/// few at a time, by kernels that the checks above hold to the host.
+fn published(device: &Device, element: ElementType, format: QuantFormat) -> Outcome {
+    let mut errors = Vec::new();
+    for (n_out, n_in, output) in [
+        (7168, 5120, Some(Output::Store)),
+        (5120, 5120, Some(Output::AddF32)),
+        (17_408, 5120, None),
+        (5120, 17_408, Some(Output::AddF32)),
+        (20_000, 5120, Some(Output::StoreF32)),
+    ] {
+        let matrix_rows = if output.is_some() { n_out } else { 2 * n_out };
+        let matrix = QuantMatrix::zeros(device, format, (matrix_rows, n_in), "a check")?;
+        matrix.randomise(device, 5, 0.02)?;
+        let scratch = Buffer::zeros(device, matrix_rows * n_in * 2, "a check")?;
+        let product = Product {
+            element,
+            matrix: Weights::Quantized {
+                matrix: &matrix,
+                scratch: scratch.all(),
+            },
+            n_out,
+            n_in,
+        };
+        // Nothing is multiplied with the result: it is asked for as a plain matrix takes it.
+        let plain_next = Product {
+            matrix: Weights::Plain(scratch.all()),
+            ..product
+        };
+        for n_rows in PUBLISHED_ROWS {
+            let all = to_bits(element, &numbers(n_rows * n_in, 7));
+            let by = |at_once: usize| -> Outcome<Vec<f32>> {
+                let mut results = Vec::new();
+                for x in all.chunks(at_once * n_in) {
+                    let n_rows = x.len() / n_in;
+                    let x = Buffer::of(device, x, "a check")?;
+                    let x = Rows::Plain(x.all());
+                    let y = Buffer::zeros(device, n_rows * n_out * 4, "a check")?;
+                    let n = n_rows * n_out;
+                    results.extend(match output {
+                        Some(output) => {
+                            device.multiply(&product, x, y.all(), n_rows, output)?;
+                            match output {
+                                Output::Store => from_bits(element, y.all().download(device, n)?),
+                                Output::AddF32 | Output::StoreF32 => y.all().download(device, n)?,
+                            }
+                        }
+                        None => {
+                            let both = Buffer::zeros(device, n * 4, "a check")?;
+                            let next = (&plain_next, n_rows);
+                            device.multiply_swiglu(&product, x, both.all(), y.all(), next)?;
+                            from_bits(element, y.all().download(device, n)?)
+                        }
+                    });
+                }
+                Ok(results)
+            };
+            let few: Vec<f64> = by(16)?.into_iter().map(f64::from).collect();
+            errors.push(error(&few, &by(n_rows)?));
+        }
+    }
+    let worst = errors.iter().copied().fold(0.0, f64::max);
+    say(format_args!(
+        "{}, published shapes, {PUBLISHED_ROWS:?} rows: within {worst:.1e} of the same sixteen at a time",
+        format.name()
+    ))?;
+    let bound = match element {
+        ElementType::F16 => 1e-3,
+        _ => 1e-2,
+    };
+    if errors.iter().any(|error| error.is_nan() || *error > bound) {
+        return Err(format!("{format:?}, published shapes: {errors:?}").into());
+    }
+    Ok(())
 }
 
 /// Of rows of so many numbers: silu of the first half times the second.

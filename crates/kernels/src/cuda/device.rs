@@ -25,6 +25,8 @@ pub struct Device {
     kernels: HashMap<(Option<ElementType>, &'static str), sys::CUfunction>,
     modules: Vec<sys::CUmodule>,
     pub(super) n_multiprocessors: usize,
+    /// Blocks of a cluster, and how many such clusters run at once, each block alone on its multiprocessor.
+    pub(super) clusters: Vec<(usize, usize)>,
     pub(super) products: RefCell<Option<Products>>,
 }
 
@@ -70,6 +72,31 @@ fn find(ordinal: usize) -> Result<Arc<CudaContext>, GpuError> {
     Ok(context)
 }
 
+fn attribute(id: sys::CUlaunchAttributeID) -> sys::CUlaunchAttribute {
+    sys::CUlaunchAttribute {
+        id,
+        pad: [0; 4],
+        // SAFETY: a union of plain data, for which zeros are valid.
+        value: unsafe { std::mem::zeroed() },
+    }
+}
+
+/// A kernel may be scheduled before the one before it has ended.
+fn before_the_end() -> sys::CUlaunchAttribute {
+    let mut attribute =
+        attribute(sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION);
+    attribute.value.programmaticStreamSerializationAllowed = 1;
+    attribute
+}
+
+/// So many blocks are a cluster.
+fn in_clusters(n: usize) -> sys::CUlaunchAttribute {
+    let mut attribute = attribute(sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION);
+    let [x, y, z] = [n as u32, 1, 1];
+    attribute.value.clusterDim = sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x, y, z };
+    attribute
+}
+
 /// A grid of blocks.
 pub(super) struct Grid {
     pub(super) blocks: [usize; 3],
@@ -91,9 +118,13 @@ impl Device {
             kernels: HashMap::new(),
             modules: Vec::new(),
             n_multiprocessors: n_multiprocessors.max(1) as usize,
+            clusters: Vec::new(),
             products: RefCell::new(None),
         };
         device.load_kernels()?;
+        if device.has_wgmma() {
+            device.clusters = device.count_clusters()?;
+        }
         let products = Products::new(&device)?;
         device.products = RefCell::new(Some(products));
         Ok(device)
@@ -213,7 +244,7 @@ impl Device {
         arguments: &mut [*mut c_void],
     ) -> Result<(), GpuError> {
         // SAFETY: passed on to the caller.
-        unsafe { self.launch_any((None, kernel), grid, arguments) }
+        unsafe { self.launch_any((None, kernel), grid, 1, arguments) }
     }
 
     /// The same of a kernel of a file that is compiled for several types.
@@ -228,29 +259,28 @@ impl Device {
         arguments: &mut [*mut c_void],
     ) -> Result<(), GpuError> {
         // SAFETY: passed on to the caller.
-        unsafe { self.launch_any((Some(element), kernel), grid, arguments) }
+        unsafe { self.launch_any((Some(element), kernel), grid, 1, arguments) }
     }
 
+    /// The same in clusters of so many blocks, which run at once and reach for each other's shared memory.
+    ///
     /// # Safety
-    /// As of [`Device::launch`].
-    unsafe fn launch_any(
+    /// As of [`Device::launch_for`].
+    pub(super) unsafe fn launch_clusters(
         &self,
-        kernel: (Option<ElementType>, &'static str),
+        element: ElementType,
+        kernel: &'static str,
         grid: &Grid,
+        cluster: usize,
         arguments: &mut [*mut c_void],
     ) -> Result<(), GpuError> {
+        // SAFETY: passed on to the caller.
+        unsafe { self.launch_any((Some(element), kernel), grid, cluster, arguments) }
+    }
+
+    fn config(&self, grid: &Grid, attributes: &mut [sys::CUlaunchAttribute]) -> sys::CUlaunchConfig {
         let [x, y, z] = grid.blocks.map(|n| n as u32);
-        if x == 0 || y == 0 || z == 0 {
-            return Ok(());
-        }
-        let mut attribute = sys::CUlaunchAttribute {
-            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
-            pad: [0; 4],
-            // SAFETY: a union of plain data, for which zeros are valid.
-            value: unsafe { std::mem::zeroed() },
-        };
-        attribute.value.programmaticStreamSerializationAllowed = 1;
-        let config = sys::CUlaunchConfig {
+        sys::CUlaunchConfig {
             gridDimX: x,
             gridDimY: y,
             gridDimZ: z,
@@ -259,9 +289,50 @@ impl Device {
             blockDimZ: 1,
             sharedMemBytes: grid.shared_bytes,
             hStream: self.stream(),
-            attrs: &mut attribute,
-            numAttrs: 1,
+            attrs: attributes.as_mut_ptr(),
+            numAttrs: attributes.len() as u32,
+        }
+    }
+
+    /// Sizes of clusters that `narrow.rs` may use, and how many of each run at once.
+    fn count_clusters(&self) -> Result<Vec<(usize, usize)>, GpuError> {
+        let count = |cluster| {
+            if cluster == 1 {
+                return Ok((1, self.n_multiprocessors));
+            }
+            let grid = Grid {
+                blocks: [self.n_multiprocessors / cluster * cluster, 1, 1],
+                threads: 160,
+                shared_bytes: MAX_SHARED_BYTES - 2048,
+            };
+            let mut attributes = [in_clusters(cluster)];
+            let config = self.config(&grid, &mut attributes);
+            let (kernel, mut n) = (self.kernels[&(Some(ElementType::Bf16), "narrow_store_32")], 0);
+            // SAFETY: a live function; the configuration and its attributes live through the call.
+            unsafe { sys::cuOccupancyMaxActiveClusters(&mut n, kernel, &config) }
+                .result()
+                .during("counting clusters")?;
+            Ok((cluster, n.max(0) as usize))
         };
+        [1, 2, 4].into_iter().map(count).collect()
+    }
+
+    /// # Safety
+    /// As of [`Device::launch`].
+    unsafe fn launch_any(
+        &self,
+        kernel: (Option<ElementType>, &'static str),
+        grid: &Grid,
+        cluster: usize,
+        arguments: &mut [*mut c_void],
+    ) -> Result<(), GpuError> {
+        let [x, y, z] = grid.blocks.map(|n| n as u32);
+        if x == 0 || y == 0 || z == 0 {
+            return Ok(());
+        }
+        let mut attributes = [before_the_end(), in_clusters(cluster)];
+        let n_attributes = if cluster > 1 { 2 } else { 1 };
+        let config = self.config(grid, &mut attributes[..n_attributes]);
         // SAFETY: passed on to the caller; all pointers live through the call, which copies what they point to.
         unsafe {
             sys::cuLaunchKernelEx(

@@ -44,15 +44,16 @@ __device__ __forceinline__ void narrow(const Narrow &p, const TensorMap *most, c
   static_assert(TILES % MATRICES == 0 && (MODE != ADD_F32 || TILES == 1));
   extern __shared__ char shared[];
   __shared__ uint64_t barriers[2][MOST_STAGES];
-  int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  Share share(p);
+  int warp = warp_of_block(), lane = threadIdx.x % 32;
+  if (threadIdx.x == 32) prefetch_map(most), prefetch_map(less), prefetch_map(x);
+  Share share(p, blockIdx.x, gridDim.x);
   int n_chunks = (p.n_in + Numbers::K * PANELS - 1) / (Numbers::K * PANELS);
 
   // Stages: panels of the matrix (of the gates', of the ups'), then panels of activations. An instruction may read beyond
   // the rows that were fetched: what it makes of them nobody looks at.
   uint32_t ring = ((uint32_t)__cvta_generic_to_shared(shared) + 1023) & ~1023u;
   uint32_t x_at = MATRICES * PANELS * p.pass_units * UNIT_BYTES, stage_bytes = x_at + PANELS * X_BYTES;
-  Ring turns(barriers, p.stages);
+  Ring turns(barriers, p.stages, 4);
 
   if (warp == 4) {  // fetches
     if (!elected()) return;
@@ -68,7 +69,7 @@ __device__ __forceinline__ void narrow(const Narrow &p, const TensorMap *most, c
     auto fetch_x = [&](int chunk, int stage) {
       copy_panels(ring + stage * stage_bytes + x_at, x, chunk * PANELS, 0, turns.full + stage * 8);
     };
-    turns.fill(p, n_chunks, fetch_matrix, fetch_x);
+    turns.fill(p, 0, n_chunks, fetch_matrix, fetch_x);
   } else {  // multiplies
     wait_previous();
     allow_next();  // sooner, its blocks would come between these and the ones before

@@ -25,8 +25,15 @@ struct Narrow {
   int n_passes;    // as many in every block
   int pass_units;  // most units in a pass; every pass has as many, or one less
   int stages;
+  int inbox;  // of codes: bytes from the ring's beginning to where a cluster's blocks hand each other sums
 };
 
+// Of a warp its number in the block, such that the compiler knows it to be the same for all lanes.
+__device__ __forceinline__ int warp_of_block() { return __shfl_sync(0xffffffff, threadIdx.x / 32, 0); }
+// Has the processor know a map by the time it is used.
+__device__ __forceinline__ void prefetch_map(const TensorMap *map) {
+  asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
+}
 // Whether this is the one thread of a whole warp that is to do something.
 __device__ __forceinline__ bool elected() {
   uint32_t is;
@@ -50,13 +57,13 @@ __device__ __forceinline__ void copy_panels_stream(uint32_t to, const TensorMap 
       : "memory");
 }
 
-// A block's share of the matrix's rows, in units, and how it is cut into passes.
+// One of `n_shares` shares of the matrix's rows, in units, and how it is cut into passes.
 struct Share {
   int first, n, n_passes;
-  __device__ __forceinline__ Share(const Narrow &p) : n_passes(p.n_passes) {
+  __device__ __forceinline__ Share(const Narrow &p, int share, int n_shares) : n_passes(p.n_passes) {
     long long n_units = (p.n_out + UNIT - 1) / UNIT;
-    first = (int)(n_units * blockIdx.x / gridDim.x);
-    n = (int)(n_units * (blockIdx.x + 1) / gridDim.x) - first;
+    first = (int)(n_units * share / n_shares);
+    n = (int)(n_units * (share + 1) / n_shares) - first;
   }
   __device__ __forceinline__ int begin(int pass) const { return n * pass / n_passes; }
   // First row of the matrix.
@@ -69,34 +76,35 @@ struct Share {
   }
 };
 
-// Barriers of a ring of stages in shared memory, by address: of a stage that is full, and of one that a warpgroup is through with.
+// Barriers of a ring of stages in shared memory, by address: of a stage that is full, and of one that every warp that multiplies
+// is through with.
 struct Ring {
   uint32_t full, empty;
-  // Of all of a block's threads.
-  __device__ __forceinline__ Ring(uint64_t (&barriers)[2][MOST_STAGES], int stages) {
+  // Of all of a block's threads; `n_warps` multiply.
+  __device__ __forceinline__ Ring(uint64_t (&barriers)[2][MOST_STAGES], int stages, int n_warps) {
     full = (uint32_t)__cvta_generic_to_shared(barriers[0]), empty = (uint32_t)__cvta_generic_to_shared(barriers[1]);
     if (threadIdx.x == 0) {
       for (int stage = 0; stage < stages; stage++) {
         barrier_init(full + stage * 8, 1);
-        barrier_init(empty + stage * 8, 4);
+        barrier_init(empty + stage * 8, n_warps);
       }
       asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     }
     __syncthreads();
   }
-  // Of one thread: fetches every chunk of every pass, as stages become free; activations after the kernel before.
+  // Of one thread: fetches the block's chunks of every pass, as stages become free; activations after the kernel before.
   template <class Matrix, class X>
-  __device__ __forceinline__ void fill(const Narrow &p, int n_chunks, Matrix fetch_matrix, X fetch_x) const {
-    int total = p.n_passes * n_chunks, ahead = min(p.stages, total);
-    for (int i = 0; i < ahead; i++) fetch_matrix(i / n_chunks, i % n_chunks, i);
+  __device__ __forceinline__ void fill(const Narrow &p, int begin, int end, Matrix fetch_matrix, X fetch_x) const {
+    int n_chunks = end - begin, total = p.n_passes * n_chunks, ahead = min(p.stages, total);
+    for (int i = 0; i < ahead; i++) fetch_matrix(i / n_chunks, begin + i % n_chunks, i);
     wait_previous();
-    for (int i = 0; i < ahead; i++) fetch_x(i % n_chunks, i);
-    int pass = ahead / n_chunks, chunk = ahead % n_chunks, stage = 0, parity = 0;
+    for (int i = 0; i < ahead; i++) fetch_x(begin + i % n_chunks, i);
+    int pass = ahead / n_chunks, chunk = begin + ahead % n_chunks, stage = 0, parity = 0;
     for (int i = ahead; i < total; i++) {
       barrier_wait(empty + stage * 8, parity);
       fetch_matrix(pass, chunk, stage);
       fetch_x(chunk, stage);
-      if (++chunk == n_chunks) chunk = 0, pass++;
+      if (++chunk == end) chunk = begin, pass++;
       if (++stage == p.stages) stage = 0, parity ^= 1;
     }
   }
@@ -128,3 +136,4 @@ __device__ __forceinline__ float silu(float v) { return v / (1.f + __expf(-v)); 
 #define R16 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15"
 #define R32 R16 ",%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
 #define R48 R32 ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47"
+#define R64 R48 ",%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"

@@ -13,7 +13,7 @@ use crate::ElementType;
 const FEW_READINGS_ROWS: usize = 64;
 
 /// The same where kernels for some tens of rows read it.
-const NARROW_READINGS_ROWS: usize = 192;
+const NARROW_READINGS_ROWS: usize = 384;
 
 /// What becomes of a product.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
