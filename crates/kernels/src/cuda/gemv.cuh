@@ -41,12 +41,12 @@ template <int PIECES> __device__ __forceinline__ uint32_t piece_at(int row, int 
 
 // A format says how many inputs are a chunk (K), how many bytes a row has of it, in codes and in scales (and whatever
 // else lies beside the codes: 8 bytes or a multiple of 16), and how a stage is multiplied: codes [TILES · 16] rows, x
-// [COLUMNS · 8] rows, scales. Where ROW_UNIT is not 0, results are multiplied by it and by their matrix row's factor.
+// [COLUMNS · 8] rows, scales. Results are multiplied by UNIT and, where ROW_UNIT is not 0, by that and their matrix row's factor.
 //
 // Numbers of sixteen bits; n_in a multiple of 8.
 struct Plain {
   static constexpr int K = 64, ROW_BYTES = 128, SCALE_BYTES = 0;
-  static constexpr float ROW_UNIT = 0.f;
+  static constexpr float ROW_UNIT = 0.f, UNIT = 1.f;
 
   template <int TILES, int COLUMNS>
   static __device__ __forceinline__ void multiply(float (&acc)[TILES][COLUMNS][4], uint32_t codes, uint32_t x, uint32_t) {
@@ -159,7 +159,7 @@ __device__ __forceinline__ void gemv(const Gemv &p) {
     if (p.squares)
       for (int i = lane; i < p.n_squares; i += 32) sum += p.squares[n * p.n_squares + i];
     sum = warp_sum(sum);
-    if (lane == 0) row_scale[n] = p.squares ? rsqrtf(sum / p.n_in + p.eps) : 1.f;
+    if (lane == 0) row_scale[n] = (p.squares ? rsqrtf(sum / p.n_in + p.eps) : 1.f) * Format::UNIT;
   }
 
   float acc[TILES][COLUMNS][4] = {};

@@ -6,15 +6,15 @@
 // are the weights that the tensor core wants beside the activations which ldmatrix hands to it: of inputs 0–31, lane t
 // of a row's four has 2t, 2t + 1, 2t + 8, 2t + 9, 2t + 16 and so on.
 //
-// Codes become numbers of the activations' type exactly; what shares a scale is summed apart and scaled in f32. So the
-// result is that of the dequantised weights up to f32's rounding.
+// Codes become numbers of the activations' type exactly, but for a power of two; what shares a scale is summed apart and scaled in
+// f32. So the result is that of the dequantised weights up to f32's rounding.
 #include "gemv.cuh"
 #include "numbers.cuh"
 
 // Q8_0: signed bytes; scales f16. A lane's four bytes are inputs 2t, 2t + 8, 2t + 1, 2t + 9 of a half block.
 struct Bytes {
   static constexpr int K = 128, ROW_BYTES = 128, SCALE_BYTES = 8;
-  static constexpr float ROW_UNIT = 0.f;
+  static constexpr float ROW_UNIT = 0.f, UNIT = CODE_UNIT;
 
   template <int TILES, int COLUMNS>
   static __device__ __forceinline__ void multiply(float (&acc)[TILES][COLUMNS][4], uint32_t codes, uint32_t x,
@@ -24,13 +24,17 @@ struct Bytes {
     for (int block = 0; block < 4; block++) {
       uint32_t b[COLUMNS][4];
 #pragma unroll
-      for (int c = 0; c < COLUMNS; c++) ldmatrix(b[c], x + piece_at<16>(c * 8 + lane % 8, block * 4 + lane / 8));
+      for (int c = 0; c < COLUMNS; c++) {
+        ldmatrix(b[c], x + piece_at<16>(c * 8 + lane % 8, block * 4 + lane / 8));
+#pragma unroll
+        for (int i = 0; i < 4; i++) b[c][i] = lifted(b[c][i]);
+      }
 #pragma unroll
       for (int m = 0; m < TILES; m++) {
-        uint32_t w[4];
+        uint32_t w[4], first[4], second[4];
         ldmatrix(w, codes + piece_at<8>(m * 16 + lane % 16, block * 2 + lane / 16));
-        uint32_t first[4] = {of_bytes(w[0]), of_bytes(w[1]), of_bytes(w[0] >> 8), of_bytes(w[1] >> 8)};
-        uint32_t second[4] = {of_bytes(w[2]), of_bytes(w[3]), of_bytes(w[2] >> 8), of_bytes(w[3] >> 8)};
+        of_bytes(w[0], first[0], first[2]), of_bytes(w[1], first[1], first[3]);
+        of_bytes(w[2], second[0], second[2]), of_bytes(w[3], second[1], second[3]);
         float low = scale(scales, m * 16 + g, block), high = scale(scales, m * 16 + g + 8, block);
 #pragma unroll
         for (int c = 0; c < COLUMNS; c++) {
@@ -54,12 +58,12 @@ struct Bytes {
 // 8p + 2t, in nibble p + 4 the one after it.
 struct Nibbles {
   static constexpr int K = 128, ROW_BYTES = 64, SCALE_BYTES = 16;
-  static constexpr float ROW_UNIT = 0.f;
+  static constexpr float ROW_UNIT = 0.f, UNIT = CODE_UNIT;
 
   template <int TILES, int COLUMNS>
   static __device__ __forceinline__ void multiply(float (&acc)[TILES][COLUMNS][4], uint32_t codes, uint32_t x,
                                                   uint32_t scales) {
-    const uint32_t ones[4] = {ONES, ONES, ONES, ONES};
+    const uint32_t ones[4] = {EVEN_ONES, EVEN_ONES, ODD_ONES, ODD_ONES};
     int lane = threadIdx.x % 32, g = lane / 4;
 #pragma unroll
     for (int pair = 0; pair < 2; pair++) {
@@ -70,6 +74,8 @@ struct Nibbles {
 #pragma unroll
         for (int c = 0; c < COLUMNS; c++) {
           ldmatrix(b[i][c], x + piece_at<16>(c * 8 + lane % 8, (pair * 2 + i) * 4 + lane / 8));
+#pragma unroll
+          for (int k = 0; k < 4; k++) b[i][c][k] = k % 2 ? lifted_odd(b[i][c][k]) : lifted(b[i][c][k]);
           mma(sums[i][c], ones, b[i][c][0], b[i][c][1]);
           mma(sums[i][c], ones, b[i][c][2], b[i][c][3]);
         }
@@ -79,12 +85,10 @@ struct Nibbles {
         ldmatrix(w, codes + piece_at<4>(m * 16 + lane % 16, pair * 2 + lane / 16));
 #pragma unroll
         for (int i = 0; i < 2; i++) {
-          uint32_t top = w[2 * i], bottom = w[2 * i + 1];
-          uint32_t first[4] = {of_nibbles(top), of_nibbles(bottom), of_nibbles(top >> 4), of_nibbles(bottom >> 4)};
-          uint32_t second[4] = {of_nibbles(top >> 8), of_nibbles(bottom >> 8), of_nibbles(top >> 12), of_nibbles(bottom >> 12)};
+          uint32_t top = w[2 * i], bottom = w[2 * i + 1], first[4], second[4];
+          of_nibbles(top, first[0], first[2]), of_nibbles(bottom, first[1], first[3]);
+          of_nibbles(top >> 8, second[0], second[2]), of_nibbles(bottom >> 8, second[1], second[3]);
           float2 low = scale(scales, m * 16 + g, pair * 2 + i), high = scale(scales, m * 16 + g + 8, pair * 2 + i);
-          low.y += NIBBLE_OFFSET * low.x;
-          high.y += NIBBLE_OFFSET * high.x;
 #pragma unroll
           for (int c = 0; c < COLUMNS; c++) {
             float part[4] = {};
@@ -112,7 +116,7 @@ struct Nibbles {
 // block i of the pair, input 8p + 2t is at bit 8i + 2p, the one after it 16 bits higher.
 struct Sixes {
   static constexpr int K = 128, ROW_BYTES = 64, SCALE_BYTES = 48;
-  static constexpr float ROW_UNIT = 0.f;
+  static constexpr float ROW_UNIT = 0.f, UNIT = CODE_UNIT;
 
   template <int TILES, int COLUMNS>
   static __device__ __forceinline__ void multiply(float (&acc)[TILES][COLUMNS][4], uint32_t codes, uint32_t x,
@@ -124,8 +128,11 @@ struct Sixes {
 #pragma unroll
       for (int i = 0; i < 2; i++)
 #pragma unroll
-        for (int c = 0; c < COLUMNS; c++)
+        for (int c = 0; c < COLUMNS; c++) {
           ldmatrix(b[i][c], x + piece_at<16>(c * 8 + lane % 8, (pair * 2 + i) * 4 + lane / 8));
+#pragma unroll
+          for (int k = 0; k < 4; k++) b[i][c][k] = lifted(b[i][c][k]);
+        }
 #pragma unroll
       for (int m = 0; m < TILES; m++) {
         uint32_t w[4];
@@ -176,17 +183,11 @@ struct Sixes {
 struct Floats {
   static constexpr int K = 128, ROW_BYTES = 128, SCALE_BYTES = 0;
 #if defined(NUMBER_BF16)
-  static constexpr float ROW_UNIT = 0x1p60f;
+  static constexpr float ROW_UNIT = 0x1p60f, UNIT = 1.f;
   static constexpr int SHIFT = 4;  // of a byte's lower seven bits
-  static __device__ __forceinline__ uint32_t lifted(uint32_t x) {
-    const uint32_t two_to_60 = 0x5d805d80;
-    __nv_bfloat162 v = __hmul2(*(__nv_bfloat162 *)&x, *(__nv_bfloat162 *)&two_to_60);
-    return *(uint32_t *)&v;
-  }
 #else
-  static constexpr float ROW_UNIT = 0x1p8f;
+  static constexpr float ROW_UNIT = 0x1p8f, UNIT = 1.f;
   static constexpr int SHIFT = 7;
-  static __device__ __forceinline__ uint32_t lifted(uint32_t x) { return x; }
 #endif
   static constexpr uint32_t LOWER = 0x007f007f << SHIFT, SIGN = 0x80008000;
 

@@ -11,8 +11,8 @@
 #include "narrow.cuh"
 
 // Inputs of a stage: a chunk of the formats, two panels of activations.
-constexpr int K = 128;
-constexpr int MOST_GROUPS = 3;
+[[maybe_unused]] constexpr int K = 128;
+[[maybe_unused]] constexpr int MOST_GROUPS = 3;
 template <int N> struct Constant {
   static constexpr int value = N;
 };

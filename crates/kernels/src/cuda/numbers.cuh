@@ -1,43 +1,55 @@
-// Codes of quantised matrices as numbers of sixteen bits, two at a time, exactly.
+// Codes of quantised matrices as numbers of sixteen bits, two at a time.
 #pragma once
 #include "mma.cuh"
 
-// A code's bits in the mantissa of a number whose last bit is worth one are that number and the code. Where a nibble's
-// last bit is worth one, NIBBLE_SHIFT bits higher, the number is smaller, and so is what is later subtracted.
+// Codes as numbers, CODE_UNIT times too small as soon as they are multiplied with lifted activations.
 #if defined(NUMBER_BF16)
-constexpr uint32_t ONES = 0x3f803f80;
-constexpr uint32_t WHOLE = 0x43004300, WHOLE_AND_32 = 0x43204320;  // 128, 160
-constexpr int NIBBLE_SHIFT = 0;
-constexpr uint32_t NIBBLE_BASE = WHOLE;
-constexpr float NIBBLE_OFFSET = 128.f;
+// The bits of a code below 256 are themselves a number: the code times 2^-133, no matter that it may be subnormal. With activations
+// times 2^60, which may be as large as 2^67 before, products are far from the least f32.
+constexpr float CODE_UNIT = 0x1p73f;
+constexpr uint32_t UP_60 = 0x5d805d80, UP_56 = 0x5b805b80;
+__device__ __forceinline__ uint32_t lifted(uint32_t x) { return times(x, UP_60); }
+// Bytes 0 and 2 of a word, and 1 and 3.
+__device__ __forceinline__ void of_bytes(uint32_t w, uint32_t &even, uint32_t &odd) {
+  w ^= 0x80808080;
+  even = minus(w & 0x00ff00ff, 0x00800080), odd = minus(__byte_perm(w, 0, 0x4341), 0x00800080);
+}
+// Nibbles 0 and 4 of a word, and 1 and 5, which are sixteen times as large: what they are multiplied with is lifted less.
+__device__ __forceinline__ void of_nibbles(uint32_t w, uint32_t &even, uint32_t &odd) { even = w & 0x000f000f, odd = w & 0x00f000f0; }
+constexpr uint32_t EVEN_ONES = 0x00010001, ODD_ONES = 0x00100010;  // codes of one
+__device__ __forceinline__ uint32_t lifted_odd(uint32_t x) { return times(x, UP_56); }
+// Nibbles 0 and 4 with upper bits at 4 and 20, less 32.
+__device__ __forceinline__ uint32_t of_sixes(uint32_t w, uint32_t upper) {
+  return minus(w & 0x000f000f | upper & 0x00300030, 0x00200020);
+}
 #else
-constexpr uint32_t ONES = 0x3c003c00;
-constexpr uint32_t WHOLE = 0x64006400, WHOLE_AND_32 = 0x64206420;  // 1024, 1056
-constexpr int NIBBLE_SHIFT = 4;
-constexpr uint32_t NIBBLE_BASE = 0x54005400;
-constexpr float NIBBLE_OFFSET = 64.f;
-#endif
-
-// Bytes 0 and 2: the low seven bits, less 128 for negative ones.
-__device__ __forceinline__ uint32_t of_bytes(uint32_t w) {
-  return minus(w & 0x007f007f | WHOLE, w & 0x00800080 | WHOLE);
+// A code's bits in the mantissa of a number whose last bit is worth one are that number, 1024, and the code.
+constexpr float CODE_UNIT = 1.f;
+constexpr uint32_t WHOLE = 0x64006400, WHOLE_AND_32 = 0x64206420;
+__device__ __forceinline__ uint32_t lifted(uint32_t x) { return x; }
+// Bytes 0 and 2 of a word, and 1 and 3: the low seven bits, less 128 for negative ones.
+__device__ __forceinline__ uint32_t of_even_bytes(uint32_t w) { return minus(w & 0x007f007f | WHOLE, w & 0x00800080 | WHOLE); }
+__device__ __forceinline__ void of_bytes(uint32_t w, uint32_t &even, uint32_t &odd) {
+  even = of_even_bytes(w), odd = of_even_bytes(w >> 8);
 }
-// Nibbles 0 and 4, NIBBLE_OFFSET too large.
-__device__ __forceinline__ uint32_t of_nibbles(uint32_t w) {
-  return w << NIBBLE_SHIFT & 0x000f000f << NIBBLE_SHIFT | NIBBLE_BASE;
+// Nibbles 0 and 4 of a word, and 1 and 5.
+__device__ __forceinline__ void of_nibbles(uint32_t w, uint32_t &even, uint32_t &odd) {
+  even = minus(w & 0x000f000f | WHOLE, WHOLE), odd = minus(w >> 4 & 0x000f000f | WHOLE, WHOLE);
 }
+constexpr uint32_t EVEN_ONES = 0x3c003c00, ODD_ONES = 0x3c003c00;  // codes of one
+__device__ __forceinline__ uint32_t lifted_odd(uint32_t x) { return x; }
 // Nibbles 0 and 4 with upper bits at 4 and 20, less 32.
 __device__ __forceinline__ uint32_t of_sixes(uint32_t w, uint32_t upper) {
   return minus(w & 0x000f000f | upper & 0x00300030 | WHOLE, WHOLE_AND_32);
 }
+#endif
 
 // Weights: codes times their scale, less a minimum, in one rounding (scales and minima are rounded before).
 struct Scale {
   uint32_t factor, minimum;  // two equal numbers each
 };
 #if defined(NUMBER_BF16)
-// The bits of a code below 256 are themselves a number: the code times 2^-133, no matter that it may be subnormal. Most of that power
-// is in the factor, up to which any scale of f16 is finite; the weights are so much too small.
+// Most of the codes' power is in the factor, up to which any scale of f16 is finite; the weights are so much too small.
 constexpr uint32_t CODE_FACTOR = 0x77007700, WEIGHT = 0x34803480;  // 2^111, 2^-22
 constexpr float WEIGHT_FACTOR = 0x1p-22f;
 __device__ __forceinline__ uint32_t twice(float v) { return pack(v, v); }
@@ -78,11 +90,12 @@ __device__ __forceinline__ Scale scale_and_minimum(uint32_t two) {
   return {__byte_perm(two, two, 0x1010), __byte_perm(two, two, 0x3232)};
 }
 __device__ __forceinline__ void weights_of_bytes(uint32_t w, const Scale &s, uint32_t &even, uint32_t &odd) {
-  even = times(of_bytes(w), s.factor), odd = times(of_bytes(w >> 8), s.factor);
+  of_bytes(w, even, odd);
+  even = times(even, s.factor), odd = times(odd, s.factor);
 }
 __device__ __forceinline__ void weights_of_nibbles(uint32_t w, const Scale &s, uint32_t &a, uint32_t &b, uint32_t &c, uint32_t &d) {
-  auto of = [&](uint32_t w) { return times_minus(minus(of_nibbles(w), NIBBLE_BASE), s.factor, s.minimum); };
-  a = of(w), b = of(w >> 4), c = of(w >> 8), d = of(w >> 12);
+  of_nibbles(w, a, b), of_nibbles(w >> 8, c, d);
+  for (uint32_t *of : {&a, &b, &c, &d}) *of = times_minus(*of, s.factor, s.minimum);
 }
 __device__ __forceinline__ uint32_t weights_of_sixes(uint32_t w, uint32_t upper, const Scale &s) {
   return times(of_sixes(w, upper), s.factor);
