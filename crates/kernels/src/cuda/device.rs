@@ -72,6 +72,7 @@ fn find(ordinal: usize) -> Result<Arc<CudaContext>, GpuError> {
     Ok(context)
 }
 
+/// An attribute of a launch, with no value yet.
 fn attribute(id: sys::CUlaunchAttributeID) -> sys::CUlaunchAttribute {
     sys::CUlaunchAttribute {
         id,
@@ -278,6 +279,7 @@ impl Device {
         unsafe { self.launch_any((Some(element), kernel), grid, cluster, arguments) }
     }
 
+    /// A launch on the stream.
     fn config(&self, grid: &Grid, attributes: &mut [sys::CUlaunchAttribute]) -> sys::CUlaunchConfig {
         let [x, y, z] = grid.blocks.map(|n| n as u32);
         sys::CUlaunchConfig {

@@ -110,14 +110,14 @@ const PLAIN: [Kernels; 2] = kernels! {
 /// As instantiated in gemv_quant.cu.
 const BYTES: [Kernels; 3] = kernels! {
     "gemv_bytes_", 128 inputs in 136 bytes,
-    8: 8 warps, 3 stages;
+    8: 10 warps, 2 stages;
     16: 8 warps, 2 stages;
     32: 4 warps, 3 stages;
 };
 /// Likewise.
 const NIBBLES: [Kernels; 2] = kernels! {
     "gemv_nibbles_", 128 inputs in 80 bytes,
-    8: 12 warps, 2 stages;
+    8: 8 warps, 3 stages;
     16: 8 warps, 3 stages;
 };
 

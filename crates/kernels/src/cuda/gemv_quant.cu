@@ -236,10 +236,10 @@ struct Floats {
   extern "C" __global__ __launch_bounds__(WARPS * 32) void gemv_##NAME##_swiglu_##N(Gemv p) {                        \
     gemv<FORMAT, TILES, N / 8, WARPS, STAGES, SWIGLU>(p);                                                            \
   }
-GEMV(bytes, Bytes, 8, 3, 8, 3)
+GEMV(bytes, Bytes, 8, 3, 10, 2)
 GEMV(bytes, Bytes, 16, 3, 8, 2)
 GEMV(bytes, Bytes, 32, 3, 4, 3)
-GEMV(nibbles, Nibbles, 8, 3, 12, 2)
+GEMV(nibbles, Nibbles, 8, 3, 8, 3)
 GEMV(nibbles, Nibbles, 16, 3, 8, 3)
 GEMV(sixes, Sixes, 8, 3, 8, 3)
 GEMV(sixes, Sixes, 16, 3, 8, 2)
