@@ -108,7 +108,7 @@ impl CudaModel {
         self.weights.layers.iter().all(|layer| {
             self.products(layer)
                 .iter()
-                .all(|product| product.suits_few(extent.n_rows))
+                .all(|product| self.device.suits_few(product, extent.n_rows))
         })
     }
 

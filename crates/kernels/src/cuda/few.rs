@@ -10,7 +10,9 @@ use crate::ElementType;
 
 /// Rows up to which the kernels of gemv.cu are used: above, what activations take from the way between caches and
 /// multiprocessors is more than cuBLASLt's larger tiles lose.
-pub(super) const FEW_ROWS: usize = 16;
+const FEW_ROWS: usize = 16;
+/// The same of nibbles, where kernels for some tens of rows ([`super::narrow`]) take codes apart with less work.
+const FEW_ROWS_OF_NIBBLES: usize = 8;
 /// Outputs a block makes at a time.
 const TILE_ROWS: usize = 48;
 
@@ -175,14 +177,27 @@ impl Product<'_> {
     fn has_few(&self) -> bool {
         self.element.is_sixteen_bits() && self.n_in.is_multiple_of(8)
     }
-
-    /// Whether [`Device::multiply_few`] and its like do this product for so many rows, [norms](PendingNorm) included.
-    pub fn suits_few(&self, n_rows: usize) -> bool {
-        self.has_few() && self.element == ElementType::Bf16 && n_rows <= FEW_ROWS
-    }
 }
 
 impl Device {
+    /// Whether [`Device::multiply_few`] and its like do this product for so many rows, [norms](PendingNorm) included.
+    pub fn suits_few(&self, p: &Product<'_>, n_rows: usize) -> bool {
+        p.has_few() && p.element == ElementType::Bf16 && n_rows <= self.best_few_rows(p)
+    }
+
+    /// Rows up to which these kernels are the fastest.
+    pub(super) fn best_few_rows(&self, p: &Product<'_>) -> usize {
+        match p.matrix {
+            Weights::Quantized { matrix, .. }
+                if matrix.codes() == Codes::Nibbles
+                    && self.narrow_codes_rows(Codes::Nibbles, p.n_out).is_some() =>
+            {
+                FEW_ROWS_OF_NIBBLES
+            }
+            _ => FEW_ROWS,
+        }
+    }
+
     /// Parts that sums of squares come in, see [`PendingNorm`].
     pub fn norm_parts(&self) -> usize {
         self.n_multiprocessors

@@ -3,7 +3,6 @@
 
 use super::blas::{Numbers, Shape};
 use super::error::GpuError;
-use super::few::FEW_ROWS;
 use super::narrow::{Becomes, Narrow, Numbers as Multiplied};
 use super::quantized::Rounded;
 use super::{Device, Few, FewRows, QuantFormat, QuantMatrix, Span};
@@ -154,7 +153,8 @@ impl Device {
         let Weights::Quantized { matrix, scratch } = p.matrix else {
             return None;
         };
-        let is_whole = p.n_out.is_multiple_of(16) && n_rows.is_multiple_of(16) && n_rows > FEW_ROWS;
+        let is_whole =
+            p.n_out.is_multiple_of(16) && n_rows.is_multiple_of(16) && n_rows > self.best_few_rows(p);
         let does = matrix.format() == QuantFormat::Fp8 && self.has_wgmma() && is_whole;
         does.then(|| {
             let rounded = Rounded {
@@ -169,7 +169,7 @@ impl Device {
 
     /// The matrix as own kernels for some tens of rows take it, if they do this product: more rows than those for few multiply.
     fn narrow_matrix(&self, p: &Product<'_>, n_rows: usize, becomes: Becomes) -> Option<NarrowMatrix> {
-        if n_rows <= FEW_ROWS {
+        if n_rows <= self.best_few_rows(p) {
             return None;
         }
         let n_out = becomes.sizes(p.element).0 * p.n_out;
