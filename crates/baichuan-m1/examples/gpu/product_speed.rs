@@ -1,14 +1,14 @@
 //! Time of the published model's products, each alone, its matrix coming from memory.
 
-use std::time::Instant;
-
 use baichuan_kernels::ElementType;
 use baichuan_kernels::cuda::{Buffer, Device, Output, Product, QuantFormat, QuantMatrix, Rows, Weights};
 
+use crate::quant::issue;
+use crate::speed::least_seconds;
 use crate::{Outcome, say};
 
 /// Name, outputs, inputs, and what becomes of the result; none: SwiGLU of as many gates and ups.
-const PRODUCTS: [(&str, usize, usize, Option<Output>); 5] = [
+pub(crate) const PRODUCTS: [(&str, usize, usize, Option<Output>); 5] = [
     ("W_pack", 7168, 5120, Some(Output::Store)),
     ("o_proj", 5120, 5120, Some(Output::AddF32)),
     ("gate and up", 17_408, 5120, None),
@@ -43,28 +43,10 @@ pub(crate) fn measure(rows: &[&str], isq: Option<QuantFormat>) -> Outcome {
                     n_out,
                     n_in,
                 };
-                let x = Rows::Plain(x.all());
-                match output {
-                    Some(output) => device.multiply(&product, x, y.all(), n_rows, output)?,
-                    None => {
-                        let next = Product {
-                            matrix: Weights::Plain(scratch.all()),
-                            ..product
-                        };
-                        device.multiply_swiglu(&product, x, both.all(), y.all(), (&next, n_rows))?;
-                    }
-                }
-                Ok(())
+                issue(&device, &product, Rows::Plain(x.all()), &y, &both, n_rows, output)
             };
-            let mut best = f64::MAX;
-            for _ in 0..4 {
-                device.synchronize()?;
-                let begun = Instant::now();
-                (0..LAUNCHES).try_for_each(launch)?;
-                device.synchronize()?;
-                best = best.min(begun.elapsed().as_secs_f64());
-            }
-            let seconds = best / LAUNCHES as f64;
+            let launches = || (0..LAUNCHES).try_for_each(launch);
+            let seconds = least_seconds(&device, 4, launches)? / LAUNCHES as f64;
             say(format_args!(
                 "{n_rows} rows, {name}: {:.1} µs, {:.2} TB/s of the matrix",
                 seconds * 1e6,

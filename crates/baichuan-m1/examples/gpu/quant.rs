@@ -4,6 +4,7 @@ use baichuan_kernels::cuda::{Buffer, Device, Output, Product, QuantFormat, Quant
 use baichuan_kernels::{ElementType, GgmlFormat, Matrix, Threads};
 use half::{bf16, f16};
 
+use crate::product_speed::PRODUCTS;
 use crate::{Outcome, say};
 
 /// Outputs and inputs; more outputs than a GPU has multiprocessors, and no multiple of anything but, the second time, of
@@ -12,6 +13,8 @@ const SHAPES: [(usize, usize); 3] = [(1006, 1280), (1008, 1280), (18_000, 256)];
 const ROWS: [usize; 10] = [1, 5, 8, 16, 32, 33, 48, 100, 112, 200];
 /// With matrices of the published model: a cluster's way to share a product out is another for each.
 const PUBLISHED_ROWS: [usize; 4] = [20, 64, 128, 200];
+/// Of the head, so many outputs: several passes.
+const MOST_OUTPUTS: usize = 20_000;
 const FORMATS: [QuantFormat; 5] = [
     QuantFormat::Ggml(GgmlFormat::Q8_0),
     QuantFormat::Ggml(GgmlFormat::Q4_0),
@@ -229,12 +232,13 @@ impl Checked {
         };
         let mut report = String::new();
         for output in [Output::AddF32, Output::StoreF32, Output::Store] {
-            let y = Buffer::of(device, &vec![0f32; n_rows * n_out], "a check")?;
-            device.multiply(&product, Rows::Plain(on_device.all()), y.all(), n_rows, output)?;
-            let y: Vec<f32> = match output {
-                Output::Store => from_bits(self.element, y.all().download(device, n_rows * n_out)?),
-                Output::AddF32 | Output::StoreF32 => y.all().download(device, n_rows * n_out)?,
-            };
+            let y = made(
+                device,
+                &product,
+                Rows::Plain(on_device.all()),
+                n_rows,
+                Some(output),
+            )?;
             let error = error(&expected, &y);
             report += &format!(" {error:.1e}");
             let bound = if output == Output::Store {
@@ -246,21 +250,11 @@ impl Checked {
                 return Err(format!("{:?}, {n_rows} rows, {output:?}: {error:.1e}", self.format).into());
             }
         }
-        let act = Buffer::zeros(device, n_rows * n_out, "a check")?;
-        let both = Buffer::zeros(device, n_rows * n_out * 2, "a check")?;
         let halves = Product {
             n_out: n_out / 2,
             ..product
         };
-        // Nothing is multiplied with the result: it is asked for as a plain matrix takes it.
-        let plain_next = Product {
-            matrix: Weights::Plain(self.scratch.all()),
-            ..product
-        };
-        let x_rows = Rows::Plain(on_device.all());
-        let next = (&plain_next, n_rows);
-        device.multiply_swiglu(&halves, x_rows, both.all(), act.all(), next)?;
-        let act = from_bits(self.element, act.all().download(device, n_rows * n_out / 2)?);
+        let act = made(device, &halves, Rows::Plain(on_device.all()), n_rows, None)?;
         let swiglu = error(&swiglu(&expected, n_out), &act);
         let whole = if rounds {
             format!(
@@ -293,17 +287,55 @@ pub(crate) fn multiply(matrix: &[f32], x: &[f32], n_in: usize) -> Vec<f64> {
         .collect()
 }
 
+/// Issues a product of so many rows into `y`, room for f32; as [`PRODUCTS`] says, SwiGLU where there is no output, `both` then room
+/// for gates and ups.
+pub(crate) fn issue(
+    device: &Device,
+    product: &Product<'_>,
+    x: Rows<'_>,
+    y: &Buffer,
+    both: &Buffer,
+    n_rows: usize,
+    output: Option<Output>,
+) -> Outcome {
+    let Some(output) = output else {
+        // Nothing is multiplied with the result: it is asked for as a plain matrix takes it.
+        let next = Product {
+            matrix: Weights::Plain(y.all()),
+            ..*product
+        };
+        device.multiply_swiglu(product, x, both.all(), y.all(), (&next, n_rows))?;
+        return Ok(());
+    };
+    Ok(device.multiply(product, x, y.all(), n_rows, output)?)
+}
+
+/// The same on the host: stored, or added to zeros.
+fn made(
+    device: &Device,
+    product: &Product<'_>,
+    x: Rows<'_>,
+    n_rows: usize,
+    output: Option<Output>,
+) -> Outcome<Vec<f32>> {
+    let n = n_rows * product.n_out;
+    let (y, both) = (
+        Buffer::zeros(device, n * 4, "a check")?,
+        Buffer::zeros(device, n * 4, "a check")?,
+    );
+    issue(device, product, x, &y, &both, n_rows, output)?;
+    Ok(match output {
+        Some(Output::AddF32 | Output::StoreF32) => y.all().download(device, n)?,
+        Some(Output::Store) | None => from_bits(product.element, y.all().download(device, n)?),
+    })
+}
+
 /// Products of the published model's shapes, which clusters split and blocks make in passes: rows together against the same
 /// few at a time, by kernels that the checks above hold to the host.
 fn published(device: &Device, element: ElementType, format: QuantFormat) -> Outcome {
     let mut errors = Vec::new();
-    for (n_out, n_in, output) in [
-        (7168, 5120, Some(Output::Store)),
-        (5120, 5120, Some(Output::AddF32)),
-        (17_408, 5120, None),
-        (5120, 17_408, Some(Output::AddF32)),
-        (20_000, 5120, Some(Output::StoreF32)),
-    ] {
+    for (_, n_out, n_in, output) in PRODUCTS {
+        let n_out = n_out.min(MOST_OUTPUTS);
         let matrix_rows = if output.is_some() { n_out } else { 2 * n_out };
         let matrix = QuantMatrix::zeros(device, format, (matrix_rows, n_in), "a check")?;
         matrix.randomise(device, 5, 0.02)?;
@@ -317,11 +349,6 @@ fn published(device: &Device, element: ElementType, format: QuantFormat) -> Outc
             n_out,
             n_in,
         };
-        // Nothing is multiplied with the result: it is asked for as a plain matrix takes it.
-        let plain_next = Product {
-            matrix: Weights::Plain(scratch.all()),
-            ..product
-        };
         for n_rows in PUBLISHED_ROWS {
             let all = to_bits(element, &numbers(n_rows * n_in, 7));
             let by = |at_once: usize| -> Outcome<Vec<f32>> {
@@ -329,24 +356,7 @@ fn published(device: &Device, element: ElementType, format: QuantFormat) -> Outc
                 for x in all.chunks(at_once * n_in) {
                     let n_rows = x.len() / n_in;
                     let x = Buffer::of(device, x, "a check")?;
-                    let x = Rows::Plain(x.all());
-                    let y = Buffer::zeros(device, n_rows * n_out * 4, "a check")?;
-                    let n = n_rows * n_out;
-                    results.extend(match output {
-                        Some(output) => {
-                            device.multiply(&product, x, y.all(), n_rows, output)?;
-                            match output {
-                                Output::Store => from_bits(element, y.all().download(device, n)?),
-                                Output::AddF32 | Output::StoreF32 => y.all().download(device, n)?,
-                            }
-                        }
-                        None => {
-                            let both = Buffer::zeros(device, n * 4, "a check")?;
-                            let next = (&plain_next, n_rows);
-                            device.multiply_swiglu(&product, x, both.all(), y.all(), next)?;
-                            from_bits(element, y.all().download(device, n)?)
-                        }
-                    });
+                    results.extend(made(device, &product, Rows::Plain(x.all()), n_rows, output)?);
                 }
                 Ok(results)
             };

@@ -4,7 +4,7 @@
 use std::time::Instant;
 
 use baichuan_engine::{Dtype, TokenId};
-use baichuan_kernels::cuda::{Buffer, QuantFormat};
+use baichuan_kernels::cuda::{Buffer, Device, QuantFormat};
 use baichuan_m1::cuda::{CudaModel, Source};
 use baichuan_m1::layout::{self, Role, TensorSpec};
 
@@ -85,15 +85,22 @@ fn bandwidth(model: &CudaModel) -> Outcome<f64> {
     let device = model.device();
     let buffer = Buffer::zeros(device, 8 << 30, "measuring bandwidth")?;
     let sink = Buffer::zeros(device, 4, "measuring bandwidth")?;
-    let mut best = f64::MAX;
-    for _ in 0..8 {
+    let read = || Ok(device.read_all(buffer.all(), sink.all())?);
+    let seconds = least_seconds(device, 8, read)?;
+    Ok(buffer.n_bytes() as f64 / seconds)
+}
+
+/// Of so many runs of what `issue` issues, the shortest.
+pub(crate) fn least_seconds(device: &Device, runs: usize, issue: impl Fn() -> Outcome) -> Outcome<f64> {
+    let mut least = f64::MAX;
+    for _ in 0..runs {
         device.synchronize()?;
         let begun = Instant::now();
-        device.read_all(buffer.all(), sink.all())?;
+        issue()?;
         device.synchronize()?;
-        best = best.min(begun.elapsed().as_secs_f64());
+        least = least.min(begun.elapsed().as_secs_f64());
     }
-    Ok(buffer.n_bytes() as f64 / best)
+    Ok(least)
 }
 
 fn decode(model: &mut CudaModel, n: usize, context: usize) -> Outcome<f64> {

@@ -35,6 +35,15 @@ struct Eighths {
   MULTIPLY_ALL("k32.f32.e4m3.e4m3", "")
 };
 
+// Of a tile's numbers in a thread of the warpgroup: the output, counted from the tile's first.
+__device__ __forceinline__ int output_of(int i) { return threadIdx.x / 32 % 4 * 16 + threadIdx.x % 32 / 4 + 8 * (i / 2 & 1); }
+// What the results of a tile are added to: of `n` outputs from `first` on.
+template <int N> __device__ __forceinline__ void fetch_old(float (&old)[N / 2], const Narrow &p, int first, int n) {
+#pragma unroll
+  for (int i = 0; i < N / 2; i++)
+    old[i] = output_of(i) < n && row_of(i) < p.n_rows ? ((float *)p.y)[(size_t)row_of(i) * p.n_out + first + output_of(i)] : 0.f;
+}
+
 // `most` and `less` map [matrix rows][n_in] in boxes of PANELS panels of pass_units units, and of one less; `x` [n_rows][n_in] in
 // such of N rows.
 template <class Numbers, int N, int TILES, int MODE>

@@ -110,16 +110,9 @@ struct Ring {
   }
 };
 
-// Of a tile's numbers in a thread of a warpgroup: the output, counted from the tile's first, and the row of activations.
-__device__ __forceinline__ int output_of(int i) { return threadIdx.x / 32 % 4 * 16 + threadIdx.x % 32 / 4 + 8 * (i / 2 & 1); }
+// Of a tile's numbers in a thread of a warpgroup: the row of activations.
 __device__ __forceinline__ int row_of(int i) { return i / 4 * 8 + threadIdx.x % 4 * 2 + (i & 1); }
 
-// What the results of a tile are added to: of `n` outputs from `first` on.
-template <int N> __device__ __forceinline__ void fetch_old(float (&old)[N / 2], const Narrow &p, int first, int n) {
-#pragma unroll
-  for (int i = 0; i < N / 2; i++)
-    old[i] = output_of(i) < n && row_of(i) < p.n_rows ? ((float *)p.y)[(size_t)row_of(i) * p.n_out + first + output_of(i)] : 0.f;
-}
 // A number of a row of results.
 template <int MODE> __device__ __forceinline__ void put(const Narrow &p, int row, int output, float v) {
   size_t at = (size_t)row * p.n_out + output;

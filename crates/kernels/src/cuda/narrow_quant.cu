@@ -5,6 +5,8 @@
 // that `dequantize` writes out, up to another rounding. Each warpgroup has 64 rows of the matrix to itself, of a pass of as many as
 // three have; half of a stage's codes become numbers while the tensor cores multiply the other half's. With many rows it is the way of
 // the activations from the L2 cache that bounds a product: blocks of a cluster then share outputs and split inputs (cluster.cuh).
+#include <type_traits>
+
 #include "cluster.cuh"
 #include "codes.cuh"
 #include "numbers.cuh"
@@ -13,9 +15,6 @@
 // Inputs of a stage: a chunk of the formats, two panels of activations.
 [[maybe_unused]] constexpr int K = 128;
 [[maybe_unused]] constexpr int MOST_GROUPS = 3;
-template <int N> struct Constant {
-  static constexpr int value = N;
-};
 
 __device__ __forceinline__ uint32_t shared_word(uint32_t at) {
   uint32_t v;
@@ -263,11 +262,11 @@ __device__ __forceinline__ void narrow(const Narrow &p, const TensorMap *most, c
         }
       };
       if (split.n == 1)
-        finish(Constant<1>());
+        finish(std::integral_constant<int, 1>());
       else if (split.n == 2)
-        finish(Constant<2>());
+        finish(std::integral_constant<int, 2>());
       else
-        finish(Constant<4>());
+        finish(std::integral_constant<int, 4>());
     }
   }
 }
